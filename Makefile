@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check format docs clean help
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+demo: $(STAMP) ## set up, probe the built-in digits, write the report
+	@$(BIN)/anybatch probe digits --json demo/probe.json --report demo/probe.html
+
+test: $(STAMP) ## set up and run all tests
+	@$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## lint, types and tests, as a contributor wants them before a commit
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest -q
+
+format: $(STAMP) ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(STAMP) ## regenerate the generated parts of README and docs
+	@$(BIN)/python docs/generate.py
+
+clean: ## remove the environment and what the commands wrote
+	rm -rf $(VENV) demo
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "anybatch needs Python 3.11 or newer; got $$($(PYTHON) --version). Call make PYTHON=python3.11 $(MAKECMDGOALS)."; exit 1; }
+	@echo "Setting up $(VENV): torch is large, this takes minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,32 @@
+"""Train PyTorch models at any batch size.
+
+`probe` measures which batch size a workload deserves. `stats` measures gradients, `decide` turns measurements into
+decisions.
+"""
+
+from anybatch import decide, stats
+from anybatch.errors import AnybatchError, InputError, RunError
+from anybatch.workload import Metric, Milestones, Workload
+
+__version__ = "0.1.0"
+
+# isort: split
+from anybatch.probing import ProbeInterrupted, ProbeResult, probe
+
+__all__ = [
+    # what is trained
+    "Metric",
+    "Milestones",
+    "Workload",
+    # which batch size it deserves
+    "ProbeInterrupted",
+    "ProbeResult",
+    "probe",
+    # the pieces
+    "decide",
+    "stats",
+    # what goes wrong
+    "AnybatchError",
+    "InputError",
+    "RunError",
+]

@@ -1,0 +1,91 @@
+"""How does a command start and end, alone or on every rank under torchrun?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import typer
+
+from anybatch.errors import AnybatchError, InputError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
+
+
+def run(app: typer.Typer) -> int:
+    """Run a command line and turn whatever ends it into an exit code and a sentence on stderr.
+
+    Args:
+        app: the commands.
+
+    Returns:
+        The exit code. Where a rank of several failed, the process ends here without waiting for the others, which
+        torchrun then ends too.
+    """
+    debug = "--debug" in sys.argv
+    try:
+        with process_group():
+            app()
+        return DONE
+    except SystemExit as stop:  # typer has said what it had to say
+        return stop.code if isinstance(stop.code, int) else DONE
+    except InputError as error:
+        message, code, cause = str(error), WRONG_ARGUMENTS, error
+    except AnybatchError as error:
+        message, code, cause = str(error), FAILED, error
+    except Exception as error:
+        hint = "" if debug else " Run again with --debug to see where."
+        message, code, cause = f"{type(error).__name__}: {error}.{hint}", FAILED, error
+    if debug:
+        traceback.print_exception(cause)
+    _tell(message)
+    if _ranks() > 1:
+        os._exit(code)
+    return code
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the process group that torchrun announces, if it does, and leave it in the end.
+
+    Yields:
+        Nothing.
+    """
+    if _ranks() == 1:
+        yield
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    yield
+    dist.destroy_process_group()
+
+
+def _ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _tell(message: str) -> None:
+    """Print an error once, whichever of the ranks meets it first; others may have met something else."""
+    rank = int(os.environ.get("RANK", "0"))
+    if _ranks() == 1:
+        print(f"anybatch: {message}", file=sys.stderr)
+    elif _is_first_to_say(message):
+        print(f"anybatch: {message} (rank {rank})", file=sys.stderr, flush=True)
+
+
+def _is_first_to_say(message: str) -> bool:
+    digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # pyright: ignore[reportPrivateImportUsage]
+        return store.add(f"anybatch/error/{digest}", 1) == 1
+    except (KeyError, RuntimeError):
+        return True

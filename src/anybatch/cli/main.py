@@ -1,0 +1,40 @@
+"""The `anybatch` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import anybatch
+from anybatch.cli import launch
+from anybatch.cli.methods import methods
+from anybatch.cli.probe import probe
+
+app = typer.Typer(
+    name="anybatch",
+    help="Train PyTorch models at any batch size: measure which one a workload deserves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(probe)
+app.command()(methods)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    """Hold what comes before the subcommand."""
+    if version:
+        typer.echo(anybatch.__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; exit code 0: done, 1: the run failed, 2: the arguments are wrong."""
+    sys.exit(launch.run(app))

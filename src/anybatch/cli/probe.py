@@ -1,0 +1,175 @@
+"""`anybatch probe WORKLOAD`: measure, recommend, report."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from anybatch.decide.noise_scale import Target
+from anybatch.errors import AnybatchError, InputError, RunError
+from anybatch.probing import ProbeInterrupted, ProbeResult
+from anybatch.probing import probe as measure
+from anybatch.probing.probe import Autocast
+from anybatch.probing.progress import Progress as Told
+from anybatch.probing.progress import silent
+from anybatch.probing.recommend import Objective
+from anybatch.workloads import load_workload
+
+UNITS = ("", "k", "m", "g", "t")
+
+
+def probe(
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in name (see [b]anybatch methods[/b]), or [b]path/to/file.py:function[/b], a function that "
+            "returns an anybatch.Workload (examples/my_workload.py is one to copy)."
+        ),
+    ],
+    report: Annotated[Path | None, typer.Option(help="Write the report, one HTML page that needs no network.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write everything measured as one JSON object.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Say how to make this batch size and what it costs, instead of choosing."),
+    ] = None,
+    objective: Annotated[
+        Objective,
+        typer.Option(help="time: least seconds to target. samples: the fastest of the sizes that need few samples."),
+    ] = "time",
+    devices: Annotated[str, typer.Option(help="Numbers of devices to predict the speed-up of.")] = "1,8,64,512",
+    target: Annotated[
+        Target,
+        typer.Option(help="Whose gradient the noise scale is about: this training set, or what it came from."),
+    ] = "training_set",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What training may use on a device, such as 8GB. [default: 80% of what is free]"),
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds for all measurements together, about.")] = 60.0,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Measure the noise scale at these weights instead of along short runs."),
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for workloads that take one.")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it. [default: CUDA if there, else cpu]")] = None,
+    autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. [default: full]")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, help="Workers of the data loader.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Measure a workload and say which batch size it deserves.
+
+    It finds the largest micro-batch that trains, how fast each size is, and how noisy gradients are along short runs;
+    and joins them in one recommendation, with the reason and the uncertainty of every number.
+
+    [b]anybatch probe digits --report probe.html[/b]
+
+    [b]anybatch probe path/to/file.py:function --memory 8GB --json probe.json[/b]
+
+    [b]torchrun --nproc-per-node 2 -m anybatch probe digits[/b]
+    """
+    outputs = {"to_json": json, "to_html": report}
+    for path in outputs.values():
+        _check_writable(path)
+    console = Console(quiet=not _is_first_rank(), highlight=False)
+    try:
+        with _bars() as told:
+            result = measure(
+                load_workload(workload, data_root),
+                batch_size=batch_size,
+                objective=objective,
+                devices=_numbers(devices),
+                target=target,
+                memory=None if memory is None else _bytes(memory),
+                budget=budget,
+                checkpoint=checkpoint,
+                device=device,
+                autocast=autocast,
+                num_workers=num_workers,
+                seed=seed,
+                progress=told,
+            )
+    except ProbeInterrupted as error:
+        _show(error.result, console, outputs)
+        raise RunError("interrupted; what was measured before is above and in the files you asked for.") from error
+    except AnybatchError as error:
+        if isinstance(error.partial, ProbeResult) and error.partial.memory is not None:
+            _show(error.partial, console, outputs)
+        raise
+    _show(result, console, outputs)
+
+
+def _show(result: ProbeResult, console: Console, outputs: dict[str, Path | None]) -> None:
+    if not _is_first_rank():
+        return
+    from anybatch.report.terminal import print_probe
+
+    print_probe(result.to_dict(), console)
+    for method, path in outputs.items():
+        if path is not None:
+            getattr(result, method)(path)
+            console.print(f"{'Report' if method == 'to_html' else 'JSON'}: {path.resolve()}", soft_wrap=True)
+
+
+@contextmanager
+def _bars() -> Iterator[Told]:
+    """Show one bar per stage on stderr, where someone looks at it."""
+    console = Console(stderr=True)
+    if not _is_first_rank():
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks = {}
+
+        def told(stage: str, fraction: float, text: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage.replace("_", " "), total=1.0, text="")
+            progress.update(tasks[stage], completed=fraction, text=text)
+
+        yield told
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_writable(path: Path | None) -> None:
+    if path is None or not _is_first_rank():
+        return
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
+    if not existed:
+        path.unlink()
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--devices must be whole numbers with commas, such as 1,8,64; got {text!r}.") from error
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if match is None:
+        raise InputError(f"--memory must be a number with a unit, such as 8GB or 500MiB; got {text!r}.")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** UNITS.index(unit))

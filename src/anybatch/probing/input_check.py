@@ -1,0 +1,154 @@
+"""Is the loss a mean over samples, and does accumulating micro-batches equal one large batch?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from anybatch.errors import InputError, RunError
+from anybatch.train.data import MicroBatch, SampleDraws, collate
+from anybatch.train.loop import accumulate, checked, start_training, to_device
+from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
+
+TOLERANCE = 1e-3
+NUM_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class ProbeWarning:
+    """What makes accumulation differ from a large batch, or the advice uncertain.
+
+    Attributes:
+        cause: a few words.
+        message: one or two sentences.
+        relative_difference: norm of the gradients' difference over the norm of the large batch's; None where it
+            is not a measured one.
+    """
+
+    cause: str
+    message: str
+    relative_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """What a first look at the workload found.
+
+    Attributes:
+        min_micro_batch_size: 1, or 2 where batch norm refuses a single value per channel.
+        warnings: what makes accumulation differ from a large batch.
+    """
+
+    min_micro_batch_size: int
+    warnings: tuple[ProbeWarning, ...]
+
+
+def check_input(workload: Workload, runtime: Runtime, *, seed: int = 0) -> InputCheck:
+    """Compare one batch with its halves accumulated, in full precision and with dropout off, and find the cause.
+
+    Args:
+        workload: what is checked.
+        runtime: each rank checks for itself.
+        seed: of weights and samples.
+
+    Returns:
+        The smallest micro-batch and the warnings.
+
+    Raises:
+        InputError: the loss is not a scalar with a gradient, or is summed over samples.
+        RunError: the loss is not finite.
+    """
+    alone = Runtime(runtime.device)
+    model = start_training(workload, alone, seed=seed).model
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.eval()
+    size = min(NUM_SAMPLES, (workload.num_samples or NUM_SAMPLES) // 2 * 2)
+    samples = SampleDraws(workload, alone, seed, "check").samples(size)
+    _refuse_bad_loss(workload, alone, model, samples)
+    smallest = 1 if _trains_on_one(workload, alone, model, samples) else 2
+    if size // 2 < smallest:
+        return InputCheck(smallest, ())
+    return InputCheck(smallest, tuple(_compare(workload, alone, model, samples)))
+
+
+def _refuse_bad_loss(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> None:
+    batches = [to_device(collate(workload, samples * times), runtime.device) for times in (1, 2, 3)]
+    once, twice, thrice = (checked(workload.loss(model, batch)).item() for batch in batches)
+    if not all(map(_is_finite, (once, twice, thrice))):
+        raise RunError(f"the loss is {once} on the first batch, before any step. Look at the data and the loss.")
+    if _close(twice, 2 * once) and _close(thrice, 3 * once) and not _close(twice, once):
+        raise InputError(
+            "the loss is sum-reduced: it doubles when the batch is doubled. Return the mean over samples "
+            "(reduction='mean')."
+        )
+
+
+def _trains_on_one(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> bool:
+    try:
+        _gradient(workload, runtime, model, [(collate(workload, samples[:1]), 1)])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _compare(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> Iterable[ProbeWarning]:
+    half = len(samples) // 2
+    whole: list[MicroBatch] = [(collate(workload, samples), len(samples))]
+    halves = [(collate(workload, part), half) for part in (samples[:half], samples[half:])]
+
+    def difference() -> float:
+        large = _gradient(workload, runtime, model, whole)
+        return float((_gradient(workload, runtime, model, halves) - large).norm() / large.norm())
+
+    first = _gradient(workload, runtime, model, whole)
+    if float((_gradient(workload, runtime, model, whole) - first).norm()) > TOLERANCE * float(first.norm()):
+        yield ProbeWarning(
+            "random draws",
+            "The same batch gives two gradients, so the loss draws random numbers outside dropout layers; whether "
+            "accumulation equals a large batch could not be checked.",
+        )
+        return
+    with_all = difference()
+    if with_all <= TOLERANCE:
+        return
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    for norm in norms:
+        norm.eval()
+    without_norms = difference() if norms else with_all
+    if norms and without_norms < with_all / 2:
+        yield ProbeWarning(
+            "BatchNorm in train mode",
+            f"{len(norms)} batch norms take their statistics from each micro-batch, so accumulation does not equal "
+            "a large batch and small micro-batches are noisy. Use GroupNorm, or keep the micro-batch large.",
+            with_all,
+        )
+    if without_norms > TOLERANCE:
+        yield ProbeWarning(
+            "the loss couples samples",
+            "The gradient of a batch is not the mean of its halves' gradients: the loss compares samples or divides "
+            "by a count that varies. Accumulation changes the objective; give what it divides by as batch_size_of.",
+            without_norms,
+        )
+
+
+def _gradient(workload: Workload, runtime: Runtime, model: nn.Module, micro_batches: list[MicroBatch]) -> Tensor:
+    model.zero_grad(set_to_none=True)
+    accumulate(workload, runtime, model, micro_batches)
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+
+
+def _close(value: float, other: float) -> bool:
+    return abs(value - other) <= TOLERANCE * abs(other)
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")

@@ -1,0 +1,354 @@
+"""How does the noise scale move along a short run?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from anybatch.decide.noise_scale import (
+    NoiseScale,
+    Target,
+    average_noise_scale,
+    estimate_noise_scale,
+    pool_runs,
+)
+from anybatch.errors import RunError
+from anybatch.probing.progress import Progress
+from anybatch.stats import GradientMoments, MicroBatches, Ranks
+from anybatch.stats.sub_batches import SubBatchSource
+from anybatch.train.data import SampleDraws, derive_seed, near_equal_parts
+from anybatch.train.loop import accumulate, start_training, train
+from anybatch.train.preserve import preserved
+from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
+
+POINTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+STEPS_PER_ROUND = 16
+PARTS_PER_STEP = 4
+FIRST_STEP_SIZE = 128
+LARGEST_STEP_SIZE = 16_384
+TOLERANCE = 0.25
+DEFAULT_RUN_BATCH_SIZE = 32
+FEWEST_RUNS = 3
+MOST_RUNS = 5
+
+
+@dataclass(frozen=True)
+class NoisePoint:
+    """The noise scale at one point of a run.
+
+    Attributes:
+        num_samples: trained on before it.
+        loss: mean over the samples measured with.
+        noise_scale: at these weights.
+    """
+
+    num_samples: int
+    loss: float
+    noise_scale: NoiseScale
+
+
+@dataclass(frozen=True)
+class NoiseCurve:
+    """The noise scale along short runs, and what it amounts to.
+
+    Attributes:
+        points: of the first run, in the order of training; a single one for a checkpoint.
+        runs: each run's harmonic mean over its small-batch samples.
+        average: the runs' harmonic mean; with 3 runs or more its interval holds the spread between runs.
+        batch_size: of the runs; None for a checkpoint.
+        lr_scale: factor on the workload's rate during the runs.
+        share_of_training: how much of the workload's epochs a run covers; None where epochs are unknown.
+        reason: one sentence.
+    """
+
+    points: tuple[NoisePoint, ...]
+    runs: tuple[NoiseScale, ...]
+    average: NoiseScale
+    batch_size: int | None
+    lr_scale: float
+    share_of_training: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """When a point is known well enough: its error is a share of itself, or small beside the run's mean."""
+
+    mean_inverse: float = 0.0
+
+    def reached(self, noise: NoiseScale) -> bool:
+        return 2 * noise.inverse_std_error <= TOLERANCE * max(noise.inverse, self.mean_inverse)
+
+
+def measure_noise_along_runs(
+    workload: Workload,
+    runtime: Runtime,
+    *,
+    max_micro_batch_size: int,
+    samples_per_second: float,
+    budget: float = 30.0,
+    target: Target = "training_set",
+    seed: int = 0,
+    progress: Progress,
+) -> NoiseCurve:
+    """Train with a small batch and measure the noise scale at nine points on the way.
+
+    A run goes through the workload's epochs where half the budget allows it; points are denser at its start, where
+    the noise scale moves fastest. At each point the weights rest while as many samples are drawn as the interval
+    needs, up to the point's share of the budget; measuring leaves no trace in the run. Where the budget holds at
+    least 3 whole runs, up to 5 are made, each with its own weights and order of samples.
+
+    Args:
+        workload: what is trained.
+        runtime: with more than one rank each rank draws its own samples.
+        max_micro_batch_size: the largest that fits.
+        samples_per_second: that a run may expect at its batch size.
+        budget: seconds for runs and measurements.
+        target: see `estimate_noise_scale`.
+        seed: of weights and samples.
+        progress: told at each point.
+
+    Returns:
+        The points and their harmonic mean.
+
+    Raises:
+        RunError: the loss or the gradients are not finite.
+    """
+    batch_size = run_batch_size(workload, runtime)
+    num_samples, share = _run_length(workload, batch_size, samples_per_second * budget / 2)
+    num_runs = _num_runs(num_samples / samples_per_second, share, budget)
+    plan = _RunPlan(batch_size, num_samples, max_micro_batch_size, samples_per_second, budget / num_runs, target)
+    runs = []
+    for index in range(num_runs):
+
+        def told(stage: str, fraction: float, text: str = "", done: int = index) -> None:
+            progress(stage, (done + fraction) / num_runs, text)
+
+        runs.append(_run(workload, runtime, plan, derive_seed(seed, "run", index), told))
+    averages = tuple(average(points, batch_size) for points in runs)
+    mean = pool_runs(averages) if len(runs) > 1 else averages[0]
+    lr_scale = run_lr_scale(workload, runtime)
+    reason = _why(runs, mean, batch_size, share)
+    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, reason)
+
+
+def measure_noise_at_checkpoint(
+    workload: Workload,
+    runtime: Runtime,
+    model: nn.Module,
+    *,
+    max_micro_batch_size: int,
+    budget: float = 30.0,
+    target: Target = "training_set",
+    seed: int = 0,
+    progress: Progress,
+) -> NoiseCurve:
+    """Measure the noise scale at given weights only.
+
+    Args:
+        workload: whose data and loss.
+        runtime: with more than one rank each rank draws its own samples.
+        model: with the checkpoint's weights, in DistributedDataParallel where there are ranks.
+        max_micro_batch_size: the largest that fits.
+        budget: seconds.
+        target: see `estimate_noise_scale`.
+        seed: of samples.
+        progress: told at the end.
+
+    Returns:
+        A single point.
+
+    Raises:
+        RunError: the loss or the gradients are not finite.
+    """
+    meter = _Meter(workload, runtime, model, max_micro_batch_size, target, seed)
+    loss, noise = meter.measure(budget, _Precision())
+    progress("noise_scale", 1.0, _in_short(noise))
+    reason = f"at the checkpoint's weights, with a loss of {loss:.3g}, from {noise.num_steps} steps"
+    reason = reason if noise.value is not None else f"{reason}: {noise.reason}"
+    return NoiseCurve((NoisePoint(0, loss, noise),), (noise,), noise, None, 1.0, None, reason)
+
+
+def run_batch_size(workload: Workload, runtime: Runtime) -> int:
+    """Return the batch of the small-batch run: a quarter of the one the rate was tuned at, or 32.
+
+    Args:
+        workload: with or without a base batch size.
+        runtime: every rank gets at least one sample.
+
+    Returns:
+        Samples per step over all ranks.
+    """
+    base = workload.base_batch_size
+    wanted = DEFAULT_RUN_BATCH_SIZE if base is None else max(base // 4, 1)
+    return max(min(wanted, workload.num_samples or wanted), runtime.world_size)
+
+
+def run_lr_scale(workload: Workload, runtime: Runtime) -> float:
+    """Return the factor on the workload's rate during the run: the square root rule, or 1 where nothing is known."""
+    if workload.base_batch_size is None:
+        return 1.0
+    return math.sqrt(run_batch_size(workload, runtime) / workload.base_batch_size)
+
+
+def average(points: Sequence[NoisePoint], batch_size: int) -> NoiseScale:
+    """Average the noise scale over the stretches between points, by the small-batch samples each stands for.
+
+    A stretch of n samples at batch b and noise scale s stands for n / (1 + b / s) samples of a very small batch.
+
+    Args:
+        points: in the order of training.
+        batch_size: of the run.
+
+    Returns:
+        The harmonic mean, see `average_noise_scale`.
+    """
+    weights = [0.0] * len(points)
+    for index, (before, after) in enumerate(pairwise(points)):
+        inverse = max(0.0, (before.noise_scale.inverse + after.noise_scale.inverse) / 2)
+        stretch = (after.num_samples - before.num_samples) / (1 + batch_size * inverse)
+        weights[index] += stretch / 2
+        weights[index + 1] += stretch / 2
+    return average_noise_scale([point.noise_scale for point in points], weights if len(points) > 1 else None)
+
+
+class _Meter:
+    """Measures the noise scale of a model at rest."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        runtime: Runtime,
+        model: nn.Module,
+        max_micro_batch_size: int,
+        target: Target,
+        seed: int,
+    ) -> None:
+        self._workload = workload
+        self._runtime = runtime
+        self._model = model
+        self._max_micro_batch_size = max_micro_batch_size
+        self._target: Target = target
+        self._draws = SampleDraws(workload, runtime, seed, "noise")
+        source = MicroBatches if runtime.world_size == 1 else Ranks
+        self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
+        self._step_size = FIRST_STEP_SIZE
+        population = workload.num_samples
+        self._largest_step = min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
+
+    def measure(self, budget: float, precision: _Precision) -> tuple[float, NoiseScale]:
+        """Return the mean loss and the noise scale from rounds of steps, until it is precise or the budget is spent."""
+        started = time.monotonic()
+        moments: list[GradientMoments] = []
+        losses: list[float] = []
+        with preserved(self._model):
+            while True:
+                self._round(moments, losses)
+                noise = self._estimate(moments, losses)
+                spent = time.monotonic() - started
+                if precision.reached(noise) or not self._runtime.all(spent * 3 < budget):
+                    return sum(losses) / len(losses), noise
+                if 2 * self._step_size <= self._largest_step:  # larger steps tell more than more steps
+                    self._step_size *= 2
+                    moments, losses = [], []
+
+    def _round(self, moments: list[GradientMoments], losses: list[float]) -> None:
+        share = max(min(self._step_size, self._largest_step) // self._runtime.world_size, 1)
+        num_parts = max(1, PARTS_PER_STEP // self._runtime.world_size)
+        sizes = near_equal_parts(share, min(self._max_micro_batch_size, max(1, share // num_parts)))
+        for _ in range(STEPS_PER_ROUND):
+            self._model.zero_grad(set_to_none=True)
+            loss = accumulate(self._workload, self._runtime, self._model, self._draws.parts(sizes), self._source)
+            moments.append(self._source.finish())
+            losses.append(self._runtime.sum([float(loss)])[0] / self._runtime.world_size)
+
+    def _estimate(self, moments: list[GradientMoments], losses: list[float]) -> NoiseScale:
+        finite = sum(not int(one.num_non_finite) for one in moments)
+        if finite < 2 or not math.isfinite(sum(losses)):
+            raise RunError(
+                f"loss and gradients must be finite; {len(moments) - finite} of {len(moments)} gradients are not "
+                f"and the mean loss is {sum(losses) / len(losses):.4g}. The rate may be too high, or the data hold NaN."
+            )
+        return estimate_noise_scale(moments, target=self._target, population_size=self._population(moments))
+
+    def _population(self, moments: list[GradientMoments]) -> float | None:
+        """Return the training set's size in the unit of sizes: samples, or what `batch_size_of` counts."""
+        num_samples = self._workload.num_samples
+        if num_samples is None or self._workload.batch_size_of is None:
+            return num_samples
+        share = max(min(self._step_size, self._largest_step) // self._runtime.world_size, 1)
+        measured = sum(float(one.sizes.sum()) for one in moments) / len(moments)
+        return num_samples * measured / (share * self._runtime.world_size)
+
+
+@dataclass(frozen=True)
+class _RunPlan:
+    batch_size: int
+    num_samples: int
+    max_micro_batch_size: int
+    samples_per_second: float
+    budget: float
+    target: Target
+
+
+def _run(workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress) -> list[NoisePoint]:
+    training = start_training(workload, runtime, seed=seed, lr_scale=run_lr_scale(workload, runtime))
+    meter = _Meter(workload, runtime, training.model, plan.max_micro_batch_size, plan.target, seed)
+    steps = train(
+        workload,
+        runtime,
+        training,
+        batch_size=plan.batch_size,
+        micro_batch_size=plan.max_micro_batch_size,
+        seed=seed,
+    )
+    started = time.monotonic()
+    points: list[NoisePoint] = []
+    for index, fraction in enumerate(POINTS):
+        while training.num_samples < fraction * plan.num_samples:
+            next(steps)
+        ahead = (1 - fraction) * plan.num_samples / plan.samples_per_second
+        left = runtime.min([plan.budget - (time.monotonic() - started)])[0] - ahead
+        precision = _Precision(average(points, plan.batch_size).inverse if points else 0.0)
+        loss, noise = meter.measure(left / (len(POINTS) - index), precision)
+        points.append(NoisePoint(training.num_samples, loss, noise))
+        progress("noise_scale", (index + 1) / len(POINTS), f"loss {loss:.3g}: {_in_short(noise)}")
+    return points
+
+
+def _run_length(workload: Workload, batch_size: int, affordable: float) -> tuple[int, float | None]:
+    shortest = batch_size * len(POINTS)
+    if workload.num_samples is None or workload.epochs is None:
+        return max(int(affordable), shortest), None
+    planned = workload.epochs * workload.num_samples
+    length = min(planned, max(affordable, shortest))
+    return int(length), length / planned
+
+
+def _num_runs(seconds: float, share: float | None, budget: float) -> int:
+    """Return how many whole runs of `seconds` of training fit; below 3 their spread says little, so 1."""
+    fitting = int(budget / 2 / max(seconds, 1e-9)) if share == 1 else 1
+    return min(fitting, MOST_RUNS) if fitting >= FEWEST_RUNS else 1
+
+
+def _why(runs: list[list[NoisePoint]], mean: NoiseScale, batch_size: int, share: float | None) -> str:
+    first, last = runs[0][0], runs[0][-1]
+    cover = "" if share is None else f", {share:.0%} of the workload's epochs"
+    path = f"{last.num_samples} samples at batch {batch_size}, loss {first.loss:.3g} to {last.loss:.3g}{cover}"
+    if len(runs) == 1:
+        text = f"the harmonic mean over a run of {path}; its interval is for this run, another seed would move it"
+    else:
+        text = f"the harmonic mean over {len(runs)} runs of {path}; its interval is from the spread between them"
+    return text if mean.value is not None else f"{text}; {mean.reason}"
+
+
+def _in_short(noise: NoiseScale) -> str:
+    if noise.value is not None:
+        return f"noise scale {noise.value:.3g} ({noise.low:.3g} to {noise.high:.3g})"
+    return f"noise scale at least {noise.at_least or 0:.3g}"

@@ -1,0 +1,275 @@
+"""Which batch size does a workload deserve? Measures memory, speed and noise and joins them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from anybatch.decide.noise_scale import Target
+from anybatch.errors import AnybatchError, InputError, RunError
+from anybatch.probing.advice import advise
+from anybatch.probing.input_check import check_input
+from anybatch.probing.law import StepTimes
+from anybatch.probing.memory import is_out_of_memory, measure_memory_limit
+from anybatch.probing.noise import (
+    measure_noise_along_runs,
+    measure_noise_at_checkpoint,
+    run_batch_size,
+)
+from anybatch.probing.progress import Progress, silent
+from anybatch.probing.recommend import Objective
+from anybatch.probing.result import ProbeResult
+from anybatch.probing.throughput import measure_throughput
+from anybatch.train.checkpoint import load_weights, put_weights
+from anybatch.train.loop import start_training
+from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
+
+Autocast = Literal["bfloat16", "float16"]
+SHARES = {"memory": 0.2, "throughput": 0.3, "noise_scale": 0.5}
+
+
+class ProbeInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a probe; `result` holds what was measured before."""
+
+    def __init__(self, result: ProbeResult) -> None:
+        super().__init__("the probe was interrupted")
+        self.result = result
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What a probe was asked for; see `probe`."""
+
+    batch_size: int | None
+    objective: Objective
+    devices: tuple[int, ...]
+    target: Target
+    memory: int | None
+    budget: float
+    checkpoint: str | None
+    autocast: Autocast | None
+    num_workers: int
+    seed: int
+
+
+def probe(
+    workload: Workload,
+    *,
+    batch_size: int | None = None,
+    objective: Objective = "time",
+    devices: Sequence[int] = (1, 8, 64, 512),
+    target: Target = "training_set",
+    memory: int | None = None,
+    budget: float = 60.0,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    autocast: Autocast | None = None,
+    num_workers: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ProbeResult:
+    """Measure a workload and recommend a batch size, with the reason and the uncertainty of every number.
+
+    Under torchrun every rank calls it, after `torch.distributed.init_process_group`, and gets the same result.
+
+    Args:
+        workload: what is trained.
+        batch_size: say how to make this batch size and what it costs; default: recommend one.
+        objective: "time" to target; "samples" takes the fastest size among those that need few samples.
+        devices: numbers of devices to predict the speed-up of.
+        target: whose gradient the noise scale is about, "training_set" or "population"; see `estimate_noise_scale`.
+        memory: bytes that training may use on a device; default: 80 % of what is free.
+        budget: seconds for all measurements together, about.
+        checkpoint: weights to measure the noise scale at, instead of along a short run.
+        device: as torch names it; default: CUDA where there is one, else the CPU.
+        autocast: precision of forward passes; None for full precision.
+        num_workers: of the data loader.
+        seed: of weights and samples.
+        progress: told how far each stage is.
+
+    Returns:
+        The result; `.recommendation`, `.to_json()`, `.to_html(path)`.
+
+    Raises:
+        InputError: an argument or the workload cannot be used.
+        RunError: training failed. What was measured before is the exception's `partial`.
+        ProbeInterrupted: Ctrl-C; what was measured before is its `result`.
+
+    Example:
+        >>> import anybatch
+        >>> from anybatch.workloads import load_workload
+        >>> result = anybatch.probe(load_workload("digits"), budget=4)
+        >>> result.recommendation.accumulation_steps
+        1
+    """
+    runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
+    path = None if checkpoint is None else str(checkpoint)
+    settings = ProbeSettings(
+        batch_size, objective, tuple(devices), target, memory, budget, path, autocast, num_workers, seed
+    )
+    _check(settings, workload, runtime)
+    return _Probe(workload, runtime, settings, progress).run()
+
+
+class _Probe:
+    """The stages of a probe; `result` grows by one field a stage."""
+
+    def __init__(self, workload: Workload, runtime: Runtime, settings: ProbeSettings, progress: Progress) -> None:
+        self.workload = workload
+        self.runtime = runtime
+        self.settings = settings
+        self.progress = progress
+        self.result = ProbeResult(workload.name, asdict(settings), _environment(runtime))
+        self.min_micro_batch_size = 1
+        self.weights = None if settings.checkpoint is None else load_weights(settings.checkpoint)
+
+    def run(self) -> ProbeResult:
+        started = time.monotonic()
+        try:
+            for stage in (self.check, self.memory, self.throughput, self.noise_scale, self.recommend):
+                with self._timed(stage.__name__):
+                    stage()
+        except AnybatchError as error:
+            error.partial = self._partial()
+            raise
+        except KeyboardInterrupt as error:
+            raise ProbeInterrupted(self._partial()) from error
+        seconds = {**self.result.seconds, "total": time.monotonic() - started}
+        return replace(self.result, seconds=seconds)
+
+    def check(self) -> None:
+        found = check_input(self.workload, self.runtime, seed=self.settings.seed)
+        self.min_micro_batch_size = found.min_micro_batch_size
+        self.result = replace(self.result, warnings=found.warnings)
+        self.progress("check", 1.0, f"{len(found.warnings)} warnings" if found.warnings else "nothing to warn of")
+
+    def memory(self) -> None:
+        limit = measure_memory_limit(
+            self.workload,
+            self.runtime,
+            min_micro_batch_size=self.min_micro_batch_size,
+            memory=self.settings.memory,
+            budget=SHARES["memory"] * self.settings.budget,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
+        self.result = replace(self.result, memory=limit)
+        self.progress("memory", 1.0, f"{limit.max_micro_batch_size} samples fit")
+
+    def throughput(self) -> None:
+        assert self.result.memory is not None
+        curve = measure_throughput(
+            self.workload,
+            self.runtime,
+            max_micro_batch_size=self.result.memory.max_micro_batch_size,
+            min_micro_batch_size=self.min_micro_batch_size,
+            budget=SHARES["throughput"] * self.settings.budget,
+            num_workers=self.settings.num_workers,
+            seed=self.settings.seed,
+            progress=self.progress,
+        )
+        self.result = replace(self.result, throughput=curve)
+        self.progress("throughput", 1.0, f"knee at {curve.knee}")
+
+    def noise_scale(self) -> None:
+        assert self.result.memory is not None
+        common: dict[str, Any] = {
+            "max_micro_batch_size": self.result.memory.max_micro_batch_size,
+            "budget": SHARES["noise_scale"] * self.settings.budget,
+            "target": self.settings.target,
+            "seed": self.settings.seed,
+            "progress": self.progress,
+        }
+        if self.weights is not None:
+            model = start_training(self.workload, self.runtime, seed=self.settings.seed).model
+            put_weights(model, self.weights)
+            noise = measure_noise_at_checkpoint(self.workload, self.runtime, model, **common)
+        else:
+            rate = self._samples_per_second(run_batch_size(self.workload, self.runtime))
+            noise = measure_noise_along_runs(self.workload, self.runtime, samples_per_second=rate, **common)
+        self.result = replace(self.result, noise=noise)
+
+    def recommend(self) -> None:
+        optimizer = start_training(self.workload, Runtime(self.runtime.device), seed=self.settings.seed).optimizer
+        self.result = advise(
+            self.result,
+            self.workload,
+            optimizer,
+            world_size=self.runtime.world_size,
+            min_micro_batch_size=self.min_micro_batch_size,
+            batch_size=self.settings.batch_size,
+            objective=self.settings.objective,
+            devices=self.settings.devices,
+        )
+
+    def _samples_per_second(self, batch_size: int) -> float:
+        assert self.result.memory is not None
+        assert self.result.throughput is not None
+        times = StepTimes(self.result.throughput, self.result.memory.max_micro_batch_size)
+        return batch_size / times.plan(-(-batch_size // self.runtime.world_size)).seconds
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Time a stage, and tell a model that fails inside it from a failure of ours."""
+        self.progress(stage, 0.0)
+        started = time.monotonic()
+        try:
+            yield
+        except AnybatchError:
+            raise
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise RunError(f"memory ran out while measuring {stage}: {_first_line(error)}") from error
+            raise
+        finally:
+            seconds = {**self.result.seconds, stage: time.monotonic() - started}
+            self.result = replace(self.result, seconds=seconds)
+
+    def _partial(self) -> ProbeResult:
+        return replace(self.result, partial=True)
+
+
+def _check(settings: ProbeSettings, workload: Workload, runtime: Runtime) -> None:
+    for name, choices in (("objective", Objective), ("target", Target)):
+        if (value := getattr(settings, name)) not in get_args(choices):
+            raise InputError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}.")
+    if not 0 < settings.budget < float("inf"):
+        raise InputError(f"budget must be a positive number of seconds; got {settings.budget}.")
+    if any(count < 1 for count in settings.devices):
+        raise InputError(f"devices must be numbers of at least 1; got {list(settings.devices)}.")
+    size, ranks = workload.num_samples, runtime.world_size
+    if size is not None and size < 2 * ranks:
+        raise InputError(f"the training set must have 2 samples per rank; got {size} for {ranks} ranks.")
+    batches = {"batch_size": settings.batch_size, "base_batch_size of the workload": workload.base_batch_size}
+    for name, value in batches.items():
+        if value is not None and size is not None and value > size:
+            raise InputError(f"{name} must be at most the training set's {size} samples; got {value}.")
+    if settings.batch_size is not None and settings.batch_size < ranks:
+        raise InputError(f"batch_size must be at least the number of ranks, {ranks}; got {settings.batch_size}.")
+
+
+def _environment(runtime: Runtime) -> dict[str, Any]:
+    on_cuda = runtime.device.type == "cuda"
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(runtime.device) if on_cuda else f"CPU, {os.cpu_count()} cores",
+        "num_threads": torch.get_num_threads(),
+        "world_size": runtime.world_size,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,154 @@
+"""What a probe found, as one value: to JSON, to a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anybatch
+from anybatch.decide.noise_scale import NoiseScale
+from anybatch.errors import InputError
+from anybatch.probing.input_check import ProbeWarning
+from anybatch.probing.law import SampleLaw
+from anybatch.probing.memory import MemoryLimit
+from anybatch.probing.noise import NoiseCurve
+from anybatch.probing.recommend import CurvePoint, DevicePoint, Diminishing, Recommendation
+from anybatch.probing.throughput import KNEE_SHARE, ThroughputCurve
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Everything a probe measured and what it recommends; what it did not get to is None or empty.
+
+    Attributes:
+        workload: its name.
+        settings: what the probe was asked for.
+        environment: versions, device, threads, ranks.
+        memory: the largest micro-batch.
+        throughput: samples per second over micro-batch sizes.
+        noise: the noise scale along the run and its mean.
+        law: samples over batch size.
+        curve: predicted time and samples over batch size.
+        devices: predicted speed-up of several devices.
+        diminishing_devices: from where on devices earn less than half.
+        recommendation: the batch size and how to make it.
+        warnings: what makes accumulation unequal to a large batch, or the advice uncertain.
+        seconds: what each measurement cost, and the total.
+        partial: whether the probe ended early.
+    """
+
+    workload: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    memory: MemoryLimit | None = None
+    throughput: ThroughputCurve | None = None
+    noise: NoiseCurve | None = None
+    law: SampleLaw | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    devices: tuple[DevicePoint, ...] = ()
+    diminishing_devices: Diminishing | None = None
+    recommendation: Recommendation | None = None
+    warnings: tuple[ProbeWarning, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    partial: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: dicts, lists, strings and numbers; what is unbounded or unknown is None."""
+        throughput, noise = self.throughput, self.noise
+        record: dict[str, Any] = {
+            "version": anybatch.__version__,
+            "workload": self.workload,
+            "partial": self.partial,
+            "settings": self.settings,
+            "environment": self.environment,
+            "memory": self.memory,
+            "throughput": [] if throughput is None else throughput.points,
+            "knee": None if throughput is None else _knee(throughput),
+            "noise_scale": None if noise is None else _noise(noise),
+            "law": self.law,
+            "curve": self.curve,
+            "devices": self.devices,
+            "diminishing_devices": self.diminishing_devices,
+            "recommendation": self.recommendation,
+            "warnings": self.warnings,
+            "seconds": self.seconds,
+        }
+        return _plain(record)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the result as one JSON object, and write it where a path is given.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The JSON text.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            _write(path, text + "\n")
+        return text
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the result as one self-contained page that needs no network.
+
+        Args:
+            path: file to write.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from anybatch.report.page import render_page  # plotly takes a second to import
+
+        _write(path, render_page(self.to_dict()))
+
+
+def _knee(curve: ThroughputCurve) -> dict[str, Any]:
+    return {"micro_batch_size": curve.knee, "share": KNEE_SHARE, "reason": curve.reason}
+
+
+def _noise(curve: NoiseCurve) -> dict[str, Any]:
+    points = [{"samples": point.num_samples, "loss": point.loss, **_scale(point.noise_scale)} for point in curve.points]
+    return {
+        **_scale(curve.average),
+        "reason": curve.reason,
+        "batch_size": curve.batch_size,
+        "lr_scale": curve.lr_scale,
+        "share_of_training": curve.share_of_training,
+        "points": points,
+        "runs": [_scale(run) for run in curve.runs],
+    }
+
+
+def _scale(noise: NoiseScale) -> dict[str, Any]:
+    record = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
+    record["modules"] = {name: _scale(module) for name, module in noise.modules.items()}
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _write(path: str | Path, text: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

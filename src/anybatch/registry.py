@@ -1,0 +1,69 @@
+"""Which methods and built-in workloads there are, where they live, and one line on each. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Card:
+    """One line about a method.
+
+    Attributes:
+        name: as users say it.
+        stage: measure, decide, apply or use.
+        where: the import path of its entry point.
+        summary: one line.
+        source: paper, or whose choice.
+    """
+
+    name: str
+    stage: str
+    where: str
+    summary: str
+    source: str
+
+
+METHODS: tuple[Card, ...] = (
+    Card(
+        "MicroBatches",
+        "measure",
+        "anybatch.stats.MicroBatches",
+        "gradient moments per module from gradient accumulation on one device",
+        "McCandlish et al. 2018",
+    ),
+    Card(
+        "Ranks",
+        "measure",
+        "anybatch.stats.Ranks",
+        "the same moments from data-parallel ranks",
+        "McCandlish et al. 2018",
+    ),
+    Card(
+        "noise scale",
+        "decide",
+        "anybatch.decide.estimate_noise_scale",
+        "how many samples one gradient deserves, with a confidence set that may be unbounded",
+        "McCandlish et al. 2018; Fieller 1954",
+    ),
+    Card(
+        "rate scaling",
+        "decide",
+        "anybatch.decide.scale_learning_rate",
+        "what becomes of a tuned rate at another batch size",
+        "Goyal et al. 2017; Hoffer et al. 2017; Malladi et al. 2022",
+    ),
+    Card(
+        "probe",
+        "use",
+        "anybatch.probe",
+        "memory, speed and noise of a workload joined in one recommended batch size",
+        "anybatch; law of McCandlish et al. 2018",
+    ),
+)
+
+WORKLOADS: dict[str, str] = {
+    "digits": "anybatch.workloads.digits:digits",
+    "fashion-mnist": "anybatch.workloads.fashion_mnist:fashion_mnist_mlp",
+    "fashion-mnist-resnet": "anybatch.workloads.fashion_mnist:fashion_mnist_resnet",
+}

@@ -1,0 +1,1 @@
+"""Records in, one self-contained HTML page and terminal tables out; no figure is computed here."""

@@ -1,0 +1,133 @@
+"""How does a probe read in a terminal? What was measured first; the recommendation and its settings last, in sight."""
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from anybatch.report import summaries
+from anybatch.report.wording import Record, memory_size, noise_bounds, number, percent, sentences, span
+
+
+def print_probe(record: Record, console: Console) -> None:
+    """Print a probe's record as tables that read well at 80 columns, piped or not.
+
+    Args:
+        record: what `ProbeResult.to_dict()` gives; any section may be null or missing.
+        console: where to print.
+    """
+    noise = sentences(summaries.noise_summary(record), summaries.law_summary(record))
+    _print_section(console, "Noise scale", noise, _noise(record))
+    _print_section(console, "Throughput", summaries.throughput_summary(record), _throughput(record))
+    _print_section(console, "Memory", summaries.memory_summary(record), _memory(record))
+    _print_section(console, "Devices", summaries.devices_summary(record), _devices(record))
+    _print_section(console, "Cost", "", _cost(record))
+    _print_section(console, "Warnings", "\n".join(_warnings(record)) or "None.")
+    console.print()
+    console.print(_recommendation(record))
+    for name, code in ((record.get("recommendation") or {}).get("settings") or {}).items():
+        _print_section(console, f"Settings for {name}", "")
+        console.print(Text((code or "none").rstrip()), soft_wrap=True)
+
+
+def _recommendation(record: Record) -> Panel:
+    parts: list[Text | Table] = [Text(summaries.headline(record), style="bold")]
+    if notice := summaries.interruption(record):
+        parts.append(Text(notice, style="yellow"))
+    if rows := summaries.advice_rows(record):
+        parts += [Text(), _table(("", "value>", "range>", "why"), rows)]
+    return Panel(
+        Group(*parts),
+        title=Text(f"anybatch: {record.get('workload') or 'unnamed workload'}"),
+        title_align="left",
+        padding=(1, 1),
+    )
+
+
+def _noise(record: Record) -> Table:
+    noise = record.get("noise_scale") or {}
+    modules = {"all modules": noise, **(noise.get("modules") or {})} if noise else {}
+    rows = [(name, *_noise_cells(estimate)) for name, estimate in modules.items()]
+    return _table(("module", "noise scale>", "interval>"), rows)
+
+
+def _noise_cells(estimate: Record | None) -> tuple[str, str]:
+    value, low, high = noise_bounds(estimate)
+    if value is None:
+        return "not measured" if low is None else "undetermined", span(low, high)
+    return number(value), span(low, high)
+
+
+def _throughput(record: Record) -> Table:
+    knee = (record.get("knee") or {}).get("micro_batch_size")
+    rows = [
+        (
+            number(size := point.get("micro_batch_size")),
+            number(point.get("samples_per_second")),
+            span(point.get("samples_per_second_low"), point.get("samples_per_second_high")),
+            number(point.get("samples_per_second_with_loader")),
+            number(point.get("seconds_per_step")),
+            "knee" if size is not None and size == knee else "",
+        )
+        for point in record.get("throughput") or []
+    ]
+    return _table(("micro-batch>", "samples/s>", "range>", "with loader>", "s/step>", ""), rows)
+
+
+def _memory(record: Record) -> Table:
+    rows = [
+        (
+            number(trial.get("micro_batch_size")),
+            memory_size(trial.get("peak_bytes")),
+            "fits" if trial.get("fits") else "does not fit",
+        )
+        for trial in (record.get("memory") or {}).get("trials") or []
+    ]
+    return _table(("micro-batch>", "peak memory>", ""), rows)
+
+
+def _devices(record: Record) -> Table:
+    rows = [
+        (
+            *(number(point.get(name)) for name in ("devices", "batch_size", "micro_batch_size", "speedup")),
+            span(point.get("speedup_low"), point.get("speedup_high")),
+            percent(point.get("efficiency")),
+        )
+        for point in record.get("devices") or []
+    ]
+    return _table(("devices>", "batch>", "micro-batch>", "speed-up>", "range>", "efficiency>"), rows)
+
+
+def _warnings(record: Record) -> Iterator[str]:
+    for warning in record.get("warnings") or []:
+        difference = warning.get("relative_difference")
+        size = None if difference is None else f"Relative difference: {percent(difference)}"
+        yield f"{warning.get('cause')}: {sentences(warning.get('message'), size)}"
+
+
+def _cost(record: Record) -> Table:
+    seconds = record.get("seconds") or {}
+    rows = [(name.replace("_", " "), number(value)) for name, value in seconds.items()]
+    return _table(("measurement", "seconds>"), rows or [("not recorded", "")])
+
+
+def _print_section(console: Console, title: str, summary: str, table: Table | None = None) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+    if summary:
+        console.print(Text(summary))
+    if table is not None and table.row_count:
+        console.print(table)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Return text in columns; a head that ends in ">" stands over a column aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in heads:
+        table.add_column(Text(head.rstrip(">")), justify="right" if head.endswith(">") else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

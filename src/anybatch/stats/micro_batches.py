@@ -1,0 +1,68 @@
+"""Gradient moments from gradient accumulation on one device."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from anybatch.stats.groups import ModulePrefixes
+from anybatch.stats.moments import GradientMoments
+from anybatch.stats.sub_batches import SubBatchSource
+
+
+@final
+class MicroBatches(SubBatchSource):
+    """Measure the micro-batches of a gradient-accumulation step, on one device.
+
+    Changes no gradient, parameter, buffer or random state, and holds no gradient: hooks live inside
+    `sub_batch()` only and reduce each one to a norm.
+
+    Args:
+        model: the model; wrapped by torch.compile or not.
+        module_prefixes: see `group_parameters`.
+
+    Raises:
+        TypeError: parameters are sharded (FSDP, DTensor), or the model is wrapped in DistributedDataParallel
+            over more than one rank, where `Ranks` is the source.
+
+    Example:
+        >>> import torch
+        >>> from anybatch.stats import MicroBatches
+        >>> _ = torch.manual_seed(0)
+        >>> model, data = torch.nn.Linear(3, 1), torch.randn(12, 3)
+        >>> source = MicroBatches(model)
+        >>> for part in data.split([4, 8]):
+        ...     with source.sub_batch(size=len(part)):
+        ...         (model(part).square().mean() * len(part) / len(data)).backward()
+        >>> moments = source.finish()
+        >>> moments.modules, moments.sizes.tolist()
+        (('weight', 'bias'), [4.0, 8.0])
+    """
+
+    def __init__(self, model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
+        super().__init__(model, module_prefixes)
+        if any(
+            isinstance(module, DistributedDataParallel) and dist.get_world_size(module.process_group) > 1
+            for module in model.modules()  # it may be inside torch.compile
+        ):
+            raise TypeError(
+                "MicroBatches measures one device; got a DistributedDataParallel model. Use anybatch.stats.Ranks."
+            )
+
+    def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
+        """Join the parts recorded since the last call; after the last `backward()`, before unscale, clip, step.
+
+        Args:
+            loss_scale: AMP's factor, `grad_scaler.get_scale()`, which is taken out.
+
+        Returns:
+            The moments of this step.
+
+        Raises:
+            ValueError: fewer than two parts.
+            RuntimeError: no part at all, or gradients changed since the last `backward()`.
+        """
+        return GradientMoments.from_parts(self.modules, *self._take_parts(loss_scale))

@@ -1,0 +1,189 @@
+"""How is a sub-batch's own gradient seen while gradients accumulate?
+
+A tensor hook on a leaf receives what one `backward()` adds to `p.grad`, before it is added. It is reduced to a
+squared norm inside the hook, so that no gradient outlives the backward pass.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from anybatch.stats.groups import ModulePrefixes, group_parameters
+from anybatch.stats.moments import GradientMoments
+
+
+@dataclass(frozen=True)
+class _Part:
+    size: float
+    weight: float | None
+    sq_norms: list[Tensor | None]
+
+
+class SubBatchSource(ABC):
+    """Records the sub-batches of one optimizer step after another; what `finish` joins is up to the child."""
+
+    def __init__(self, model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
+        groups = group_parameters(model, module_prefixes)
+        self.modules = tuple(groups)
+        self._parameters = [parameter for group in groups.values() for parameter in group]
+        _refuse_sharded(self._parameters)
+        self._device = self._parameters[0].device
+        self._module_of = torch.tensor([i for i, group in enumerate(groups.values()) for _ in group])
+        self._parts: list[_Part] = []
+        self._seen: list[tuple[int, ...]] | None = None
+
+    @contextmanager
+    def sub_batch(self, size: float, weight: float | None = None) -> Iterator[None]:
+        """Record the gradient that the one `backward()` inside adds.
+
+        Args:
+            size: what this part's loss averages over: samples, or tokens or boxes; any positive number.
+            weight: the factor that this part's mean loss was multiplied with before `backward()`; 1 for a loss
+                that was not scaled, `1 / K` for equal shares of K parts. Default: `size` over the sum of the
+                sizes (on ranks: of this rank's sizes). AMP's loss scale is not part of it: see `finish`.
+
+        Yields:
+            Nothing; run `backward()` inside, once.
+
+        Raises:
+            ValueError: size or weight is not positive, or only some parts have a weight.
+            RuntimeError: gradients were there before the first part or changed between parts, `backward()` ran
+                not at all or twice or left no gradients behind, or parameters were updated before `finish()`.
+        """
+        self._check_arguments(size, weight)
+        self._check_untouched()
+        sq_norms: list[Tensor | None] = [None] * len(self._parameters)
+        handles = [
+            parameter.register_hook(partial(_record, sq_norms, index))
+            for index, parameter in enumerate(self._parameters)
+            if parameter.requires_grad
+        ]
+        versions = [parameter._version for parameter in self._parameters]
+        try:
+            yield
+            if all(sq_norm is None for sq_norm in sq_norms):
+                raise RuntimeError("sub_batch() must hold one backward(); no gradient arrived. Move it inside.")
+            self._check_accumulated(sq_norms, versions)
+        except BaseException:
+            self._reset()
+            raise
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._parts.append(_Part(float(size), weight, sq_norms))
+        self._seen = self._fingerprint()
+
+    @abstractmethod
+    def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
+        """Join the parts recorded since the last call."""
+
+    def _take_parts(self, loss_scale: float | Tensor) -> tuple[list[float], list[float], Tensor, Tensor]:
+        """Return sizes (K), factors (K), |f_i g_i|^2 (K, M) and |p.grad|^2 (M,), and forget the parts."""
+        if not self._parts:
+            raise RuntimeError("finish() must follow at least one sub_batch(); got none.")
+        self._check_untouched()
+        sizes = [part.size for part in self._parts]
+        factors = [part.size / sum(sizes) if part.weight is None else float(part.weight) for part in self._parts]
+        rows = [part.sq_norms for part in self._parts]
+        rows.append([None if parameter.grad is None else sq_norm(parameter.grad) for parameter in self._parameters])
+        self._reset()
+        norms = self._per_module(rows)
+        norms = norms / torch.as_tensor(loss_scale).to(norms).square()
+        return sizes, factors, norms[:-1], norms[-1]
+
+    def _per_module(self, rows: list[list[Tensor | None]]) -> Tensor:
+        zero = torch.zeros((), device=self._device)
+        flat = [zero if value is None else value.to(self._device) for row in rows for value in row]
+        wide = torch.float32 if self._device.type == "mps" else torch.float64
+        norms_RP = torch.stack([value.to(wide) for value in flat]).view(len(rows), -1)
+        out = norms_RP.new_zeros(len(rows), len(self.modules))
+        return out.index_add_(1, self._module_of.to(self._device), norms_RP)
+
+    def _check_arguments(self, size: float, weight: float | None) -> None:
+        for name, value in (("size", size), ("weight", weight)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite; got {value}.")
+        if self._parts and (weight is None) != (self._parts[0].weight is None):
+            raise ValueError("weight must be given for every part of a step or for none; got a mixture.")
+
+    def _check_untouched(self) -> None:
+        if self._seen is None:
+            if any(p.grad is not None and bool(p.grad.detach().any()) for p in self._parameters):
+                raise RuntimeError(
+                    "gradients must be empty before the first sub_batch(); some are not. "
+                    "Call optimizer.zero_grad() before it."
+                )
+        elif self._seen != self._fingerprint():
+            self._reset()
+            raise RuntimeError(
+                "gradients and parameters must stay as backward() left them from the first sub_batch() to "
+                "finish(); they were changed. Unscale, clip, step and zero_grad after finish(), and run every "
+                "backward() of the step inside sub_batch()."
+            )
+
+    def _check_accumulated(self, sq_norms: list[Tensor | None], versions: list[int]) -> None:
+        for parameter, norm, version in zip(self._parameters, sq_norms, versions, strict=True):
+            if parameter._version != version or (norm is not None and parameter.grad is None):
+                raise RuntimeError(
+                    "backward() inside sub_batch() must leave its gradients in p.grad and the parameters as they "
+                    "are; it did not. Use loss.backward(), and an optimizer that steps after finish()."
+                )
+
+    def _fingerprint(self) -> list[tuple[int, ...]]:
+        return [
+            (p._version, 0, 0) if p.grad is None else (p._version, _address(p.grad), p.grad._version)
+            for p in self._parameters
+        ]
+
+    def _reset(self) -> None:
+        self._parts = []
+        self._seen = None
+
+
+def sq_norm(grad: Tensor) -> Tensor:
+    """Return |grad|^2 in float32 or wider, without a copy where memory is contiguous.
+
+    Args:
+        grad: any shape, dense or sparse.
+
+    Returns:
+        Scalar.
+    """
+    grad = grad.detach()
+    if grad.is_sparse:
+        grad = grad.coalesce().values()
+    if grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
+        flat = grad.flatten()
+        return torch.dot(flat, flat)
+    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(grad, dtype=wide).square()
+
+
+def _address(grad: Tensor) -> int:
+    return grad._values().data_ptr() if grad.is_sparse else grad.data_ptr()
+
+
+def _record(sq_norms: list[Tensor | None], index: int, grad: Tensor | None) -> None:
+    if grad is None:  # a custom autograd function returned none for this parameter
+        return
+    if sq_norms[index] is not None:
+        raise RuntimeError(
+            "sub_batch() must hold one backward() that reaches each parameter once; one was reached twice. "
+            "Give each backward() a sub_batch of its own; with activation checkpointing set use_reentrant=False."
+        )
+    sq_norms[index] = sq_norm(grad)
+
+
+def _refuse_sharded(parameters: list[nn.Parameter]) -> None:
+    if any(hasattr(parameter, "placements") or hasattr(parameter, "_sharding_spec") for parameter in parameters):
+        raise TypeError(
+            "parameters must be whole tensors on each rank; got sharded ones (FSDP or DTensor), whose gradients "
+            "leaf hooks cannot see. Measure on one device or under DistributedDataParallel."
+        )

@@ -1,0 +1,88 @@
+"""Where does training run: which device, which precision, how many ranks?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from anybatch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and place among the ranks; the collectives that keep ranks in agreement.
+
+    Attributes:
+        device: of the model and its batches.
+        rank: 0 in a single process.
+        world_size: 1 in a single process.
+        autocast: dtype of the forward pass, or None.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    autocast: torch.dtype | None = None
+
+    @classmethod
+    def detect(cls, device: str | None = None, autocast: torch.dtype | None = None) -> Runtime:
+        """Find the device and, where a process group stands, the rank.
+
+        Args:
+            device: as torch names it; default: the local rank's CUDA device, else the CPU.
+            autocast: see the class.
+
+        Returns:
+            The runtime; on CUDA the device is made current.
+
+        Raises:
+            InputError: no such device.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        try:
+            chosen = torch.device(device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"device must be one torch can use here; got {device!r}.") from error
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if dist.is_available() and dist.is_initialized():
+            return cls(chosen, dist.get_rank(), dist.get_world_size(), autocast)
+        return cls(chosen, autocast=autocast)
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Return the autocast context of a forward pass."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Add up over ranks, each value by itself."""
+        return self._reduce(values, "SUM")
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Take the largest over ranks, of each value."""
+        return self._reduce(values, "MAX")
+
+    def min(self, values: Sequence[float]) -> list[float]:
+        """Take the smallest over ranks, of each value."""
+        return self._reduce(values, "MIN")
+
+    def all(self, condition: bool) -> bool:
+        """Return whether the condition holds on every rank."""
+        return bool(self.min([float(condition)])[0])
+
+    def _reduce(self, values: Sequence[float], operation: str) -> list[float]:
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+        return tensor.tolist()
