@@ -108,7 +108,10 @@ class Workload:
             _require(value is None or callable(value), field, "a function or None", value)
         for field in ("base_batch_size", "epochs"):
             value = getattr(self, field)
-            _require(value is None or value > 0, field, "positive or None", value)
+            is_positive = isinstance(value, int | float) and value > 0
+            _require(value is None or is_positive, field, "a positive number or None", value)
+        _require(isinstance(self.schedule, Milestones | None) or callable(self.schedule), "schedule",
+                 "Milestones, a function or None", self.schedule)  # fmt: skip
         _require(isinstance(self.module_prefixes, Sequence | Mapping | None), "module_prefixes",
                  "a sequence of prefixes, a mapping or None", self.module_prefixes)  # fmt: skip
         _require(hasattr(self.train_set, "__getitem__") or isinstance(self.train_set, IterableDataset),

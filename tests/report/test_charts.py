@@ -73,11 +73,11 @@ def test_throughput_draws_both_rates_and_the_knee():
 def test_memory_marks_what_does_not_fit_at_the_limit():
     record = complete_record()
     figure: Any = memory_chart(record)
-    limit = record["memory"]["limit_bytes"] / 2**30
+    limit = record["memory"]["limit_bytes"] / 1e9
     failed = trace(figure, "does not fit")
     assert (failed.x, failed.y) == ((4096,), (limit,))
     assert failed.marker.symbol == "x"
-    assert shapes(figure)["limit: 14.9 GiB"].y0 == limit
+    assert shapes(figure)["limit: 16 GB"].y0 == limit
 
 
 def test_measured_noise_has_dots_and_no_arrow():

@@ -40,18 +40,20 @@ def test_nothing_but_code_is_wider_than_the_console(record):
     assert "\x1b" not in text
 
 
-def test_recommendation_comes_first_with_its_reasons():
+def test_recommendation_stands_last_with_its_reasons_before_the_settings():
     record = complete_record()
-    panel, rest = printed(record).split("╯", 1)
+    before, panel = printed(record).split("╭", 1)
+    panel, after = panel.split("╯", 1)
     words = " ".join(panel.replace("│", " ").split())
     assert "Use a batch size of 32, in 2 micro-batches of 16, at 0.5 × the base learning rate." in words
     assert "16 to 48" in panel
     wide = printed(record, width=200)
     for reason in record["recommendation"]["reasons"].values():
         assert reason[1:] in wide
-    titles = ["Noise scale", "Throughput", "Memory", "Devices", "Warnings", "Cost", "Settings for Lightning"]
-    places = [rest.index(f"\n{title}\n") for title in titles]
+    titles = ["Noise scale", "Throughput", "Memory", "Devices", "Cost", "Warnings"]
+    places = [before.index(f"\n{title}\n") for title in titles]
     assert places == sorted(places)
+    assert "\nSettings for Lightning\n" in after
 
 
 def test_code_is_printed_unwrapped_and_last():

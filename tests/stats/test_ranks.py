@@ -88,14 +88,18 @@ def test_parts_give_the_numbers_of_one_device_however_they_are_spread(ranks, par
 @pytest.mark.parametrize("spread", ["even", "uneven", "shuffled"])
 def test_every_rank_holds_the_same_moments_in_every_step(ranks, spread):
     for found in ranks:
-        assert_same_moments(found[spread]["moments"], ranks[0][spread]["moments"], rtol=0.0, atol=0.0)
-        assert_same_moments(found[f"{spread}, again"]["moments"], found[spread]["moments"], rtol=0.0, atol=0.0)
+        first, again = found[spread]["moments"], found[f"{spread}, again"]["moments"]
+        assert_same_moments(first, ranks[0][spread]["moments"], rtol=0.0, atol=0.0)
+        # after its first step DDP orders gradients anew, and three numbers have more than one sum
+        assert_same_moments(again, first, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("spread", ["even", "uneven", "shuffled"])
 def test_the_loss_scale_is_taken_out_on_ranks(ranks, spread):
-    # a power of two moves exponents only
-    assert_same_moments(ranks[0][f"{spread}, scaled"]["moments"], ranks[0][spread]["moments"], rtol=0.0, atol=0.0)
+    # a power of two moves exponents only; compared with a step that is not the first either
+    for found in ranks:
+        scaled, again = found[f"{spread}, scaled"]["moments"], found[f"{spread}, again"]["moments"]
+        assert_same_moments(scaled, again, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("spread", ["even", "uneven", "shuffled"])
@@ -158,7 +162,7 @@ def test_a_part_that_is_not_finite_on_one_rank_is_counted_on_all(ranks):
             r"TypeError: MicroBatches measures one device; got a Distr.*Use anybatch\.stats\.Ranks",
         ),
         (
-            "MicroBatches, compiled",
+            "MicroBatches, wrapped",
             r"TypeError: MicroBatches measures one device; got a DistributedDataParallel",
         ),
     ],

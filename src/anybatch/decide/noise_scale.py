@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class NoiseScale:
         high: upper end; None where the set has none.
         verdict: "undetermined" exactly when the set is unbounded: the gradient is not distinguishable from zero.
         at_least: one-sided lower confidence limit, the number to quote where undetermined.
-        steps_to_settle: about how many steps like these would bound the set; None where it is bounded.
+        steps_to_settle: at least so many steps like these would bound the set; None where it is bounded.
         inverse: |G|^2 / tr(S), which is finite and may be negative: the quantity to average over a run.
         inverse_std_error: its standard error.
         num_steps: steps that were used.
@@ -93,8 +93,8 @@ def estimate_noise_scale(
         The noise scale in samples (or in the unit of `sizes`), in SGD's geometry.
 
     Raises:
-        ValueError: fewer than 2 finite steps, steps with different modules, a step larger than
-            `population_size` drawn without replacement, or a confidence outside (0, 1).
+        ValueError: fewer than 2 finite steps, steps with different modules, a `population_size` of at most 1 or
+            smaller than a step drawn without replacement, an unknown target, or a confidence outside (0, 1).
 
     Example:
         >>> import torch
@@ -113,6 +113,8 @@ def estimate_noise_scale(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1; got {confidence}.")
+    if target not in get_args(Target):
+        raise ValueError(f"target must be one of {', '.join(get_args(Target))}; got {target!r}.")
     modules = {moments.modules for moments in list_of_moments}
     if len(modules) > 1:
         raise ValueError(f"all steps must have the same modules; got {sorted(modules)}.")
@@ -144,20 +146,19 @@ def average_noise_scale(noise_scales: Sequence[NoiseScale], weights: Sequence[fl
         lies between the points.
 
     Raises:
-        ValueError: no noise scale, different modules, or weights that do not fit.
+        ValueError: no noise scale; different modules, targets or confidences; or weights that do not fit.
 
     Source:
         McCandlish et al. 2018, arXiv:1812.06162, appendix D, read as a mean over the run.
     """
     if not noise_scales:
         raise ValueError("an average needs at least 1 noise scale; got none.")
-    modules = {tuple(sorted(scale.modules)) for scale in noise_scales}
-    if len(modules) > 1:
-        raise ValueError(f"all noise scales must have the same modules; got {sorted(modules)}.")
+    _check_alike(noise_scales)
     shares = np.asarray([1.0] * len(noise_scales) if weights is None else weights, dtype=float)
     if shares.shape != (len(noise_scales),) or not (shares >= 0).all() or not shares.sum() > 0:
         raise ValueError(f"weights must be {len(noise_scales)} numbers of at least 0; got {list(shares)}.")
-    shares = shares / shares.sum()
+    noise_scales = [scale for scale, share in zip(noise_scales, shares, strict=True) if share]
+    shares = shares[shares > 0] / shares.sum()
     each = {
         name: _harmonic_mean([scale.modules[name] for scale in noise_scales], shares)
         for name in noise_scales[0].modules
@@ -175,12 +176,20 @@ def pool_runs(noise_scales: Sequence[NoiseScale]) -> NoiseScale:
         The mean; its interval is from the spread between runs, which holds the points' errors too.
 
     Raises:
-        ValueError: fewer than two runs.
+        ValueError: fewer than two runs, or different modules, targets or confidences.
     """
     if len(noise_scales) < 2:
         raise ValueError(f"the spread between runs needs at least 2 runs; got {len(noise_scales)}.")
+    _check_alike(noise_scales)
     each = {name: _mean_of_runs([scale.modules[name] for scale in noise_scales]) for name in noise_scales[0].modules}
     return _mean_of_runs(noise_scales, each)
+
+
+def _check_alike(noise_scales: Sequence[NoiseScale]) -> None:
+    for name in ("modules", "target", "confidence"):
+        found = {tuple(value) if name == "modules" else value for value in (getattr(s, name) for s in noise_scales)}
+        if len(found) > 1:
+            raise ValueError(f"all noise scales must have the same {name}; got {sorted(found)}.")
 
 
 def _steps(list_of_moments: Sequence[GradientMoments]) -> tuple[Array, Array]:
@@ -201,6 +210,8 @@ def _correct_for_population(
     # denominator; the plain estimates then have the expectations S and |G|^2 - S / N, which are the population's.
     if size is None:
         return trace, sq_norm
+    if not 1 < size < math.inf:
+        raise ValueError(f"population_size must be a number above 1; got {size}. Leave it out for a stream.")
     largest = max(float(moments.sizes.sum()) for moments in list_of_moments)
     if not replacement and largest > size * (1 + 1e-9):
         raise ValueError(
@@ -243,9 +254,9 @@ def _fieller_set(trace: float, sq_norm: float, covariance: Array, quantile: floa
     With a, b, c the coefficients of a r^2 - 2 b r + c <= 0. A squared norm that is significantly negative has no
     r at all: both ends are None.
     """
-    a = sq_norm**2 - quantile**2 * covariance[1, 1]
-    b = trace * sq_norm - quantile**2 * covariance[0, 1]
-    c = trace**2 - quantile**2 * covariance[0, 0]
+    a = float(sq_norm**2 - quantile**2 * covariance[1, 1])
+    b = float(trace * sq_norm - quantile**2 * covariance[0, 1])
+    c = float(trace**2 - quantile**2 * covariance[0, 0])
     root = math.sqrt(max(b * b - a * c, 0.0))
     if a > 0 and sq_norm > 0:
         return max((b - root) / a, 0.0), (b + root) / a
@@ -328,11 +339,11 @@ def _noise_scale(
     if measured:
         reason = f"{value:.3g} samples, {percent} interval {low:.3g} to {high:.3g}, from {num_steps} steps"
     elif at_least is None:
-        reason = "the squared norm came out negative beyond its error: samples of a step are not independent"
+        reason = f"over {num_steps} steps the squared norm came out negative: the gradient drowns in its noise, or the samples of a step are not independent"
     else:
         reason = (
             f"at least {at_least:.3g} samples ({percent}): over {num_steps} steps the gradient is not "
-            f"distinguishable from zero; about {steps_to_settle} such steps would settle it"
+            f"distinguishable from zero; at least {steps_to_settle} such steps would settle it"
         )
     if setting.num_skipped:
         reason += f"; {setting.num_skipped} steps with gradients that are not finite were left out"

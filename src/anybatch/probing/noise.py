@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from torch import nn
 
@@ -17,7 +18,7 @@ from anybatch.decide.noise_scale import (
     estimate_noise_scale,
     pool_runs,
 )
-from anybatch.errors import RunError
+from anybatch.errors import InputError, RunError
 from anybatch.probing.progress import Progress
 from anybatch.stats import GradientMoments, MicroBatches, Ranks
 from anybatch.stats.sub_batches import SubBatchSource
@@ -28,9 +29,10 @@ from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 POINTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+STRIDES = (1, 2, 4)  # every so many points where the budget holds no more
 STEPS_PER_ROUND = 16
 PARTS_PER_STEP = 4
-FIRST_STEP_SIZE = 128
+STEP_SIZES = (16, 128)  # the least that a point is planned with, and the most that it starts with
 LARGEST_STEP_SIZE = 16_384
 TOLERANCE = 0.25
 DEFAULT_RUN_BATCH_SIZE = 32
@@ -76,6 +78,13 @@ class NoiseCurve:
     reason: str
 
 
+class MicroBatchSizes(NamedTuple):
+    """The smallest micro-batch that trains and the largest that fits, on one rank."""
+
+    smallest: int
+    largest: int
+
+
 @dataclass(frozen=True)
 class _Precision:
     """When a point is known well enough: its error is a share of itself, or small beside the run's mean."""
@@ -90,14 +99,14 @@ def measure_noise_along_runs(
     workload: Workload,
     runtime: Runtime,
     *,
-    max_micro_batch_size: int,
+    micro_batch_sizes: MicroBatchSizes,
     samples_per_second: float,
     budget: float = 30.0,
     target: Target = "training_set",
     seed: int = 0,
     progress: Progress,
 ) -> NoiseCurve:
-    """Train with a small batch and measure the noise scale at nine points on the way.
+    """Train with a small batch and measure the noise scale at up to nine points on the way.
 
     A run goes through the workload's epochs where half the budget allows it; points are denser at its start, where
     the noise scale moves fastest. At each point the weights rest while as many samples are drawn as the interval
@@ -107,7 +116,7 @@ def measure_noise_along_runs(
     Args:
         workload: what is trained.
         runtime: with more than one rank each rank draws its own samples.
-        max_micro_batch_size: the largest that fits.
+        micro_batch_sizes: the smallest that trains and the largest that fits.
         samples_per_second: that a run may expect at its batch size.
         budget: seconds for runs and measurements.
         target: see `estimate_noise_scale`.
@@ -123,7 +132,10 @@ def measure_noise_along_runs(
     batch_size = run_batch_size(workload, runtime)
     num_samples, share = _run_length(workload, batch_size, samples_per_second * budget / 2)
     num_runs = _num_runs(num_samples / samples_per_second, share, budget)
-    plan = _RunPlan(batch_size, num_samples, max_micro_batch_size, samples_per_second, budget / num_runs, target)
+    points, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
+    plan = _RunPlan(
+        batch_size, num_samples, points, step_size, micro_batch_sizes, samples_per_second, budget / num_runs, target
+    )
     runs = []
     for index in range(num_runs):
 
@@ -143,7 +155,8 @@ def measure_noise_at_checkpoint(
     runtime: Runtime,
     model: nn.Module,
     *,
-    max_micro_batch_size: int,
+    micro_batch_sizes: MicroBatchSizes,
+    samples_per_second: float,
     budget: float = 30.0,
     target: Target = "training_set",
     seed: int = 0,
@@ -155,7 +168,8 @@ def measure_noise_at_checkpoint(
         workload: whose data and loss.
         runtime: with more than one rank each rank draws its own samples.
         model: with the checkpoint's weights, in DistributedDataParallel where there are ranks.
-        max_micro_batch_size: the largest that fits.
+        micro_batch_sizes: the smallest that trains and the largest that fits.
+        samples_per_second: that measuring may expect.
         budget: seconds.
         target: see `estimate_noise_scale`.
         seed: of samples.
@@ -167,7 +181,8 @@ def measure_noise_at_checkpoint(
     Raises:
         RunError: the loss or the gradients are not finite.
     """
-    meter = _Meter(workload, runtime, model, max_micro_batch_size, target, seed)
+    step_size = _step_size(samples_per_second * budget / STEPS_PER_ROUND)
+    meter = _Meter(workload, runtime, model, micro_batch_sizes, step_size, target, seed)
     loss, noise = meter.measure(budget, _Precision())
     progress("noise_scale", 1.0, _in_short(noise))
     reason = f"at the checkpoint's weights, with a loss of {loss:.3g}, from {noise.num_steps} steps"
@@ -226,19 +241,20 @@ class _Meter:
         workload: Workload,
         runtime: Runtime,
         model: nn.Module,
-        max_micro_batch_size: int,
+        micro_batch_sizes: MicroBatchSizes,
+        step_size: int,
         target: Target,
         seed: int,
     ) -> None:
         self._workload = workload
         self._runtime = runtime
         self._model = model
-        self._max_micro_batch_size = max_micro_batch_size
+        self._micro_batch_sizes = micro_batch_sizes
         self._target: Target = target
         self._draws = SampleDraws(workload, runtime, seed, "noise")
         source = MicroBatches if runtime.world_size == 1 else Ranks
         self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
-        self._step_size = FIRST_STEP_SIZE
+        self._step_size = step_size
         population = workload.num_samples
         self._largest_step = min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
 
@@ -259,14 +275,25 @@ class _Meter:
                     moments, losses = [], []
 
     def _round(self, moments: list[GradientMoments], losses: list[float]) -> None:
-        share = max(min(self._step_size, self._largest_step) // self._runtime.world_size, 1)
-        num_parts = max(1, PARTS_PER_STEP // self._runtime.world_size)
-        sizes = near_equal_parts(share, min(self._max_micro_batch_size, max(1, share // num_parts)))
+        sizes = self._part_sizes()
         for _ in range(STEPS_PER_ROUND):
             self._model.zero_grad(set_to_none=True)
             loss = accumulate(self._workload, self._runtime, self._model, self._draws.parts(sizes), self._source)
             moments.append(self._source.finish())
             losses.append(self._runtime.sum([float(loss)])[0] / self._runtime.world_size)
+
+    def _part_sizes(self) -> list[int]:
+        """Cut a rank's share of a step into parts that train and fit."""
+        ranks = self._runtime.world_size
+        share = min(self._step_size, self._largest_step) // ranks
+        most = share // self._micro_batch_sizes.smallest
+        count = max(min(-(-PARTS_PER_STEP // ranks), most), -(-share // self._micro_batch_sizes.largest))
+        if count * ranks < 2 or most < 1:
+            raise InputError(
+                f"the noise scale needs 2 micro-batches of at least {self._micro_batch_sizes.smallest} samples a step; "
+                f"the training set has {self._largest_step} samples for {ranks} ranks."
+            )
+        return near_equal_parts(share, -(-share // count))
 
     def _estimate(self, moments: list[GradientMoments], losses: list[float]) -> NoiseScale:
         finite = sum(not int(one.num_non_finite) for one in moments)
@@ -282,16 +309,17 @@ class _Meter:
         num_samples = self._workload.num_samples
         if num_samples is None or self._workload.batch_size_of is None:
             return num_samples
-        share = max(min(self._step_size, self._largest_step) // self._runtime.world_size, 1)
-        measured = sum(float(one.sizes.sum()) for one in moments) / len(moments)
-        return num_samples * measured / (share * self._runtime.world_size)
+        counted = sum(float(one.sizes.sum()) for one in moments) / len(moments)
+        return num_samples * counted / (sum(self._part_sizes()) * self._runtime.world_size)
 
 
 @dataclass(frozen=True)
 class _RunPlan:
     batch_size: int
     num_samples: int
-    max_micro_batch_size: int
+    points: tuple[float, ...]
+    step_size: int
+    micro_batch_sizes: MicroBatchSizes
     samples_per_second: float
     budget: float
     target: Target
@@ -299,26 +327,26 @@ class _RunPlan:
 
 def _run(workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress) -> list[NoisePoint]:
     training = start_training(workload, runtime, seed=seed, lr_scale=run_lr_scale(workload, runtime))
-    meter = _Meter(workload, runtime, training.model, plan.max_micro_batch_size, plan.target, seed)
+    meter = _Meter(workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed)
     steps = train(
         workload,
         runtime,
         training,
         batch_size=plan.batch_size,
-        micro_batch_size=plan.max_micro_batch_size,
+        micro_batch_size=plan.micro_batch_sizes.largest,
         seed=seed,
     )
     started = time.monotonic()
     points: list[NoisePoint] = []
-    for index, fraction in enumerate(POINTS):
+    for index, fraction in enumerate(plan.points):
         while training.num_samples < fraction * plan.num_samples:
             next(steps)
         ahead = (1 - fraction) * plan.num_samples / plan.samples_per_second
         left = runtime.min([plan.budget - (time.monotonic() - started)])[0] - ahead
         precision = _Precision(average(points, plan.batch_size).inverse if points else 0.0)
-        loss, noise = meter.measure(left / (len(POINTS) - index), precision)
+        loss, noise = meter.measure(left / (len(plan.points) - index), precision)
         points.append(NoisePoint(training.num_samples, loss, noise))
-        progress("noise_scale", (index + 1) / len(POINTS), f"loss {loss:.3g}: {_in_short(noise)}")
+        progress("noise_scale", (index + 1) / len(plan.points), f"loss {loss:.3g}: {_in_short(noise)}")
     return points
 
 
@@ -329,6 +357,20 @@ def _run_length(workload: Workload, batch_size: int, affordable: float) -> tuple
     planned = workload.epochs * workload.num_samples
     length = min(planned, max(affordable, shortest))
     return int(length), length / planned
+
+
+def _measuring_plan(affordable: float) -> tuple[tuple[float, ...], int]:
+    """Return the points and the first step size that a number of samples to measure with allows."""
+    for stride in STRIDES:
+        points = POINTS[::stride]
+        if affordable >= len(points) * STEPS_PER_ROUND * STEP_SIZES[0]:
+            return points, _step_size(affordable / len(points) / STEPS_PER_ROUND)
+    return POINTS[-1:], _step_size(affordable / STEPS_PER_ROUND)
+
+
+def _step_size(affordable: float) -> int:
+    """Return the power of two below what one step may cost in samples, within limits."""
+    return max(4, min(2 ** int(math.log2(max(affordable, 1.0))), STEP_SIZES[1]))
 
 
 def _num_runs(seconds: float, share: float | None, budget: float) -> int:

@@ -21,6 +21,7 @@ from anybatch.probing.input_check import check_input
 from anybatch.probing.law import StepTimes
 from anybatch.probing.memory import is_out_of_memory, measure_memory_limit
 from anybatch.probing.noise import (
+    MicroBatchSizes,
     measure_noise_along_runs,
     measure_noise_at_checkpoint,
     run_batch_size,
@@ -184,7 +185,8 @@ class _Probe:
     def noise_scale(self) -> None:
         assert self.result.memory is not None
         common: dict[str, Any] = {
-            "max_micro_batch_size": self.result.memory.max_micro_batch_size,
+            "micro_batch_sizes": MicroBatchSizes(self.min_micro_batch_size, self.result.memory.max_micro_batch_size),
+            "samples_per_second": self._samples_per_second(run_batch_size(self.workload, self.runtime)),
             "budget": SHARES["noise_scale"] * self.settings.budget,
             "target": self.settings.target,
             "seed": self.settings.seed,
@@ -195,8 +197,7 @@ class _Probe:
             put_weights(model, self.weights)
             noise = measure_noise_at_checkpoint(self.workload, self.runtime, model, **common)
         else:
-            rate = self._samples_per_second(run_batch_size(self.workload, self.runtime))
-            noise = measure_noise_along_runs(self.workload, self.runtime, samples_per_second=rate, **common)
+            noise = measure_noise_along_runs(self.workload, self.runtime, **common)
         self.result = replace(self.result, noise=noise)
 
     def recommend(self) -> None:

@@ -17,8 +17,8 @@ from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 KNEE_SHARE = 0.9
-NUM_WARMUP = 2
-NUM_TIMED = (5, 30)
+NUM_WARMUP = 1
+NUM_TIMED = (3, 30)
 
 
 @dataclass(frozen=True)

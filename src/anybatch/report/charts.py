@@ -81,7 +81,7 @@ def memory_chart(record: Record) -> go.Figure:
     memory = record.get("memory") or {}
     trials, limit = _sorted(memory.get("trials"), "micro_batch_size"), memory.get("limit_bytes")
     known = [size for size in (limit, *(trial.get("peak_bytes") for trial in trials)) if size]
-    unit, scale = ("GiB", 2**30) if max(known, default=0) >= 2**30 else ("MiB", 2**20)
+    unit, scale = ("GB", 1e9) if max(known, default=0) >= 1e9 else ("MB", 1e6)
     figure = new_figure(f"Peak memory ({unit})")
     if not trials:
         return figure

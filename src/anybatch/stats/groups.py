@@ -28,6 +28,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """Return the DistributedDataParallel in or around the model, None where there is none.
+
+    Args:
+        model: a module, wrapped or not.
+
+    Returns:
+        The wrapper itself.
+    """
+    return next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)
+
+
 def group_parameters(model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> dict[str, list[nn.Parameter]]:
     """Assign every trainable parameter to exactly one module group.
 
@@ -86,9 +98,9 @@ def _prefix_table(model: nn.Module, module_prefixes: ModulePrefixes) -> dict[str
     all_names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     for prefix in (prefix for prefixes in table.values() for prefix in prefixes):
         if not any(_matches(name, prefix) for name in all_names):
-            children = ", ".join(name for name, _ in model.named_children())
+            tops = dict.fromkeys(name.split(".")[0] for name in all_names)
             raise ValueError(
-                f"module prefix {prefix!r} must match a parameter; it matches none. The model has {children}."
+                f"module prefix {prefix!r} must match a parameter; it matches none. The model has {', '.join(tops)}."
             )
     return table
 

@@ -6,9 +6,8 @@ from typing import final
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from anybatch.stats.groups import ModulePrefixes
+from anybatch.stats.groups import ModulePrefixes, find_ddp
 from anybatch.stats.moments import GradientMoments
 from anybatch.stats.sub_batches import SubBatchSource
 
@@ -44,10 +43,8 @@ class MicroBatches(SubBatchSource):
 
     def __init__(self, model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
         super().__init__(model, module_prefixes)
-        if any(
-            isinstance(module, DistributedDataParallel) and dist.get_world_size(module.process_group) > 1
-            for module in model.modules()  # it may be inside torch.compile
-        ):
+        ddp = find_ddp(model)
+        if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
             raise TypeError(
                 "MicroBatches measures one device; got a DistributedDataParallel model. Use anybatch.stats.Ranks."
             )

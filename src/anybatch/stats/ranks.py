@@ -6,10 +6,9 @@ from typing import final
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
-from anybatch.stats.groups import ModulePrefixes
+from anybatch.stats.groups import ModulePrefixes, find_ddp
 from anybatch.stats.moments import GradientMoments
 from anybatch.stats.sub_batches import SubBatchSource
 
@@ -19,7 +18,7 @@ class Ranks(SubBatchSource):
     """Measure the sub-batches of a data-parallel step: one or more on each rank of DistributedDataParallel.
 
     Hooks see each rank's own gradients before they are reduced; the mean is what DDP leaves in `p.grad`. Each
-    measurement costs two all-gathers of a few numbers per module and part. With accumulation all but the last
+    measurement costs an all-gather of a few numbers per module, two where ranks have several parts. With accumulation all but the last
     part run under `no_sync()`, as usual.
 
     Args:
@@ -40,14 +39,15 @@ class Ranks(SubBatchSource):
             optimizer.step()
     """
 
-    def __init__(self, ddp_model: DistributedDataParallel, module_prefixes: ModulePrefixes | None = None) -> None:
-        if not isinstance(ddp_model, DistributedDataParallel):
+    def __init__(self, ddp_model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
+        ddp = find_ddp(ddp_model)
+        if ddp is None:
             raise TypeError(
                 f"Ranks needs a DistributedDataParallel model; got {type(ddp_model).__name__}. "
                 "Wrap it, or use anybatch.stats.MicroBatches on one device."
             )
         super().__init__(ddp_model, module_prefixes)
-        self._group = ddp_model.process_group
+        self._group = ddp.process_group
         self._world_size = dist.get_world_size(self._group)
         if self._world_size < 2:
             raise ValueError("Ranks needs at least 2 ranks; got 1. Use anybatch.stats.MicroBatches.")
@@ -62,27 +62,44 @@ class Ranks(SubBatchSource):
             The moments of this step, equal on every rank; parts in the order of ranks.
 
         Raises:
-            RuntimeError: no part on this rank, gradients changed since the last `backward()`, or gradients that
-                were not averaged over ranks (the last part ran under `no_sync()`).
+            RuntimeError: no part on this rank, gradients changed since the last `backward()`, gradients that were
+                not averaged over ranks (the last part ran under `no_sync()`), or another rank failed.
         """
-        sizes, factors, part_sq_norms, sum_sq_norm = self._take_parts(loss_scale)
-        heads = self._all_gather(torch.cat([sum_sq_norm.new_tensor([len(sizes)]), sum_sq_norm]))
-        sums = torch.stack([head[1:] for head in heads])
+        try:
+            sizes, factors, part_sq_norms, sum_sq_norm = self._take_parts(loss_scale)
+        except RuntimeError:
+            self._all_gather(self._failed())  # so that no rank waits for this one
+            raise
+        own = torch.cat([part_sq_norms.new_tensor([sizes, factors]).T, part_sq_norms], dim=1)
+        sums, rows = self._gather_parts(sum_sq_norm, own)
         if not torch.allclose(sums, sums[:1].expand_as(sums), rtol=1e-3, atol=0.0, equal_nan=True):
             raise RuntimeError(
                 "gradients must be averaged over ranks before finish(); ranks hold different ones. "
                 "Run the last sub_batch() of the step outside no_sync()."
             )
-        counts = [int(head[0]) for head in heads]
-        columns = part_sq_norms.new_tensor([sizes, factors]).T
-        rows = torch.cat([columns, part_sq_norms], dim=1)
-        padded = rows.new_zeros(max(counts), rows.shape[1])
-        padded[: len(rows)] = rows
-        gathered = self._all_gather(padded)
-        rows = torch.cat([rank[:count] for rank, count in zip(gathered, counts, strict=True)])
         mean_factors = (rows[:, 1] / self._world_size).tolist()
         mean_sq_norms = rows[:, 2:] / self._world_size**2
         return GradientMoments.from_parts(self.modules, rows[:, 0].tolist(), mean_factors, mean_sq_norms, sum_sq_norm)
+
+    def _gather_parts(self, sum_sq_norm: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        # One collective where each rank has one part; a second one, padded, for the rest.
+        num_modules = len(sum_sq_norm)
+        heads = self._all_gather(torch.cat([sum_sq_norm.new_tensor([len(own)]), sum_sq_norm, own[0]]))
+        counts = [int(head[0]) for head in heads]
+        if 0 in counts:
+            raise RuntimeError(f"finish() failed on rank {counts.index(0)}; see its error.")
+        rest = own.new_zeros(max(counts) - 1, own.shape[1])
+        rest[: len(own) - 1] = own[1:]
+        rests = self._all_gather(rest) if max(counts) > 1 else [rest] * len(heads)
+        rows = [
+            torch.cat([head[None, 1 + num_modules :], others[: count - 1]])
+            for head, others, count in zip(heads, rests, counts, strict=True)
+        ]
+        return torch.stack([head[1 : 1 + num_modules] for head in heads]), torch.cat(rows)
+
+    def _failed(self) -> Tensor:
+        wide = torch.float32 if self._device.type == "mps" else torch.float64
+        return torch.zeros(3 + 2 * len(self.modules), dtype=wide, device=self._device)
 
     def _all_gather(self, tensor: Tensor) -> list[Tensor]:
         out = [torch.empty_like(tensor) for _ in range(self._world_size)]

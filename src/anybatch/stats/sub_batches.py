@@ -18,6 +18,11 @@ from torch import Tensor, nn
 from anybatch.stats.groups import ModulePrefixes, group_parameters
 from anybatch.stats.moments import GradientMoments
 
+CHANGED = (
+    "gradients and parameters must stay as backward() left them from the first sub_batch() to finish(); they were "
+    "changed. Unscale, clip, step and zero_grad after finish(), and run every backward() of the step inside sub_batch()."
+)
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -33,8 +38,11 @@ class SubBatchSource(ABC):
         groups = group_parameters(model, module_prefixes)
         self.modules = tuple(groups)
         self._parameters = [parameter for group in groups.values() for parameter in group]
-        _refuse_sharded(self._parameters)
+        _refuse_sharded(model, self._parameters)
+        self._smallest = min(self._parameters, key=torch.Tensor.numel)
+        self._smallest_sq_norm: Tensor | None = None
         self._device = self._parameters[0].device
+        self._is_mixed = len({(p.device, p.dtype == torch.float64) for p in self._parameters}) > 1
         self._module_of = torch.tensor([i for i, group in enumerate(groups.values()) for _ in group])
         self._parts: list[_Part] = []
         self._seen: list[tuple[int, ...]] | None = None
@@ -79,6 +87,7 @@ class SubBatchSource(ABC):
                 handle.remove()
         self._parts.append(_Part(float(size), weight, sq_norms))
         self._seen = self._fingerprint()
+        self._smallest_sq_norm = _grad_sq_norm(self._smallest)
 
     @abstractmethod
     def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
@@ -89,20 +98,25 @@ class SubBatchSource(ABC):
         if not self._parts:
             raise RuntimeError("finish() must follow at least one sub_batch(); got none.")
         self._check_untouched()
+        self._check_scaled()
         sizes = [part.size for part in self._parts]
         factors = [part.size / sum(sizes) if part.weight is None else float(part.weight) for part in self._parts]
         rows = [part.sq_norms for part in self._parts]
-        rows.append([None if parameter.grad is None else sq_norm(parameter.grad) for parameter in self._parameters])
+        rows.append([_grad_sq_norm(parameter) for parameter in self._parameters])
         self._reset()
         norms = self._per_module(rows)
         norms = norms / torch.as_tensor(loss_scale).to(norms).square()
         return sizes, factors, norms[:-1], norms[-1]
 
     def _per_module(self, rows: list[list[Tensor | None]]) -> Tensor:
-        zero = torch.zeros((), device=self._device)
-        flat = [zero if value is None else value.to(self._device) for row in rows for value in row]
         wide = torch.float32 if self._device.type == "mps" else torch.float64
-        norms_RP = torch.stack([value.to(wide) for value in flat]).view(len(rows), -1)
+        found = [value for row in rows for value in row if value is not None]
+        if self._is_mixed:
+            found = [value.to(self._device, wide) for value in found]
+        zero = torch.zeros_like(found[0])
+        present = iter(found)
+        flat = [zero if value is None else next(present) for row in rows for value in row]
+        norms_RP = torch.stack(flat).to(wide).view(len(rows), -1)
         out = norms_RP.new_zeros(len(rows), len(self.modules))
         return out.index_add_(1, self._module_of.to(self._device), norms_RP)
 
@@ -122,11 +136,15 @@ class SubBatchSource(ABC):
                 )
         elif self._seen != self._fingerprint():
             self._reset()
-            raise RuntimeError(
-                "gradients and parameters must stay as backward() left them from the first sub_batch() to "
-                "finish(); they were changed. Unscale, clip, step and zero_grad after finish(), and run every "
-                "backward() of the step inside sub_batch()."
-            )
+            raise RuntimeError(CHANGED)
+
+    def _check_scaled(self) -> None:
+        """Find a change that version counters miss, GradScaler.unscale_, by one small gradient."""
+        now = _grad_sq_norm(self._smallest)
+        if now is not None and self._smallest_sq_norm is not None and not now.equal(self._smallest_sq_norm):
+            if not (now.isnan() and self._smallest_sq_norm.isnan()):
+                self._reset()
+                raise RuntimeError(CHANGED)
 
     def _check_accumulated(self, sq_norms: list[Tensor | None], versions: list[int]) -> None:
         for parameter, norm, version in zip(self._parameters, sq_norms, versions, strict=True):
@@ -156,7 +174,8 @@ def sq_norm(grad: Tensor) -> Tensor:
     Returns:
         Scalar.
     """
-    grad = grad.detach()
+    if grad.requires_grad:
+        grad = grad.detach()
     if grad.is_sparse:
         grad = grad.coalesce().values()
     if grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
@@ -164,6 +183,10 @@ def sq_norm(grad: Tensor) -> Tensor:
         return torch.dot(flat, flat)
     wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(grad, dtype=wide).square()
+
+
+def _grad_sq_norm(parameter: nn.Parameter) -> Tensor | None:
+    return None if parameter.grad is None else sq_norm(parameter.grad)
 
 
 def _address(grad: Tensor) -> int:
@@ -181,8 +204,9 @@ def _record(sq_norms: list[Tensor | None], index: int, grad: Tensor | None) -> N
     sq_norms[index] = sq_norm(grad)
 
 
-def _refuse_sharded(parameters: list[nn.Parameter]) -> None:
-    if any(hasattr(parameter, "placements") or hasattr(parameter, "_sharding_spec") for parameter in parameters):
+def _refuse_sharded(model: nn.Module, parameters: list[nn.Parameter]) -> None:
+    names = {base.__name__ for module in model.modules() for base in type(module).__mro__}
+    if names & {"FullyShardedDataParallel", "FSDPModule"} or any(hasattr(p, "placements") for p in parameters):
         raise TypeError(
             "parameters must be whole tensors on each rank; got sharded ones (FSDP or DTensor), whose gradients "
             "leaf hooks cannot see. Measure on one device or under DistributedDataParallel."

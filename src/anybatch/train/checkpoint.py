@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -28,9 +28,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         InputError: no such file, or no state dict in it.
     """
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        with warnings.catch_warnings(action="ignore"):  # of a file that torch did not write
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read: {error.strerror}.") from error
+    except Exception as error:  # whatever the unpickler trips over
+        raise InputError(
+            f"checkpoint {path} cannot be read as a state dict. Save one by torch.save(model.state_dict(), path)."
+        ) from error
     if isinstance(saved, dict):
         saved = next((saved[key] for key in NESTED if isinstance(saved.get(key), dict)), saved)
     if not isinstance(saved, dict) or not saved or not all(isinstance(value, Tensor) for value in saved.values()):
