@@ -267,7 +267,7 @@ def test_a_significantly_negative_squared_norm_never_becomes_a_number():
     assert (found.value, found.low, found.high, found.at_least) == (None, 0.0, None, None)
     assert found.verdict == "undetermined"
     assert found.inverse < 0
-    assert "the squared norm came out came out negative" in found.reason
+    assert "the squared norm came out negative" in found.reason
 
 
 def test_gradients_that_are_zero_are_undetermined():

@@ -339,7 +339,10 @@ def _noise_scale(
     if measured:
         reason = f"{value:.3g} samples, {percent} interval {low:.3g} to {high:.3g}, from {num_steps} steps"
     elif at_least is None:
-        reason = f"over {num_steps} steps the squared norm came out negative: the gradient drowns in its noise, or the samples of a step are not independent"
+        reason = (
+            f"over {num_steps} steps the squared norm came out negative: the gradient drowns in its noise, or the "
+            "samples of a step are not independent"
+        )
     else:
         reason = (
             f"at least {at_least:.3g} samples ({percent}): over {num_steps} steps the gradient is not "

@@ -113,6 +113,8 @@ def probe(
         >>> result.recommendation.accumulation_steps
         1
     """
+    if autocast is not None and autocast not in get_args(Autocast):
+        raise InputError(f"autocast must be one of {', '.join(get_args(Autocast))}; got {autocast!r}.")
     runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
     path = None if checkpoint is None else str(checkpoint)
     settings = ProbeSettings(

@@ -18,8 +18,8 @@ class Ranks(SubBatchSource):
     """Measure the sub-batches of a data-parallel step: one or more on each rank of DistributedDataParallel.
 
     Hooks see each rank's own gradients before they are reduced; the mean is what DDP leaves in `p.grad`. Each
-    measurement costs an all-gather of a few numbers per module, two where ranks have several parts. With accumulation all but the last
-    part run under `no_sync()`, as usual.
+    measurement costs an all-gather of a few numbers per module, two where ranks have several parts. With accumulation
+    all but the last part run under `no_sync()`, as usual.
 
     Args:
         ddp_model: the model wrapped in DistributedDataParallel, over at least 2 ranks.

@@ -20,7 +20,7 @@ from anybatch.stats.moments import GradientMoments
 
 CHANGED = (
     "gradients and parameters must stay as backward() left them from the first sub_batch() to finish(); they were "
-    "changed. Unscale, clip, step and zero_grad after finish(), and run every backward() of the step inside sub_batch()."
+    "changed. Unscale, clip, step and zero_grad after finish(), and run every backward() of the step in a sub_batch()."
 )
 
 
@@ -141,10 +141,10 @@ class SubBatchSource(ABC):
     def _check_scaled(self) -> None:
         """Find a change that version counters miss, GradScaler.unscale_, by one small gradient."""
         now = _grad_sq_norm(self._smallest)
-        if now is not None and self._smallest_sq_norm is not None and not now.equal(self._smallest_sq_norm):
-            if not (now.isnan() and self._smallest_sq_norm.isnan()):
-                self._reset()
-                raise RuntimeError(CHANGED)
+        before = self._smallest_sq_norm
+        if now is not None and before is not None and not torch.allclose(now, before, rtol=0, atol=0, equal_nan=True):
+            self._reset()
+            raise RuntimeError(CHANGED)
 
     def _check_accumulated(self, sq_norms: list[Tensor | None], versions: list[int]) -> None:
         for parameter, norm, version in zip(self._parameters, sq_norms, versions, strict=True):

@@ -1,0 +1,37 @@
+"""Examples run whole, benchmarks in their smoke setting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import anybatch
+from anybatch.workloads import load_workload
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmark_runs_in_its_smoke_setting(path, tmp_path):
+    figures = tmp_path / "figures.json"
+    subprocess.run([sys.executable, path, "--smoke", "--json", figures], check=True, timeout=120)
+    assert "environment" in figures.read_text()
+
+
+def test_example_loop_prints_three_noise_scales():
+    path = ROOT / "examples" / "measure_in_your_loop.py"
+    done = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("samples" in line for line in lines)
+
+
+def test_example_workload_is_probed_with_its_own_module_groups():
+    workload = load_workload(f"{ROOT / 'examples' / 'my_workload.py'}:my_workload")
+    result = anybatch.probe(workload, budget=3)
+    assert result.noise is not None
+    assert set(result.noise.average.modules) == {"body", "head"}
+    assert result.recommendation is not None
+    assert result.recommendation.lr_rule == "sqrt"
+    assert [warning.cause for warning in result.warnings][-1] != "random draws"
