@@ -34,12 +34,16 @@ class Milestones:
     """A step schedule: the rate is multiplied with `decay` at each of `epochs`.
 
     Attributes:
-        epochs: when, in epochs of training at `base_batch_size`; ascending.
-        decay: the factor, between 0 and 1.
+        epochs: when, in epochs of training at `base_batch_size`.
+        decay: the factor.
     """
 
     epochs: tuple[float, ...]
     decay: float = 0.1
+
+    def factor(self, epoch: float) -> float:
+        """Return the factor on the rate after so many epochs."""
+        return self.decay ** sum(milestone <= epoch for milestone in self.epochs)
 
 
 Schedule = Milestones | Callable[[Optimizer], LRScheduler]
@@ -117,6 +121,7 @@ class Workload:
         _require(hasattr(self.train_set, "__getitem__") or isinstance(self.train_set, IterableDataset),
                  "train_set", "a dataset", self.train_set)  # fmt: skip
         size = self.num_samples
+        _require(size is not None or self.schedule is None, "schedule", "None where train_set has no epochs", "one")
         _require(size is None or size >= 2, "train_set", "of at least 2 samples", f"{size} samples")
 
     @property

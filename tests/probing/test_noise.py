@@ -22,12 +22,10 @@ from train.small_workloads import (
 
 from anybatch import InputError, RunError
 from anybatch.decide import estimate_noise_scale
+from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, Precision
 from anybatch.probing.noise import (
     POINTS,
-    MicroBatchSizes,
     NoisePoint,
-    _Meter,
-    _Precision,
     average,
     measure_noise_along_runs,
     measure_noise_at_checkpoint,
@@ -50,7 +48,7 @@ def along_runs(workload, **arguments):
 
 
 def meter_of(workload, model, seed=0, target="training_set", sizes=None, step_size=128):
-    return _Meter(workload, CPU, model, sizes or SIZES, step_size, target, seed)
+    return NoiseMeter(workload, CPU, model, sizes or SIZES, step_size, target, seed)
 
 
 # at fixed weights, against every sample of the training set
@@ -74,7 +72,7 @@ def trained_digits(request):
 def test_the_interval_holds_the_exact_noise_scale_of_the_digits(trained_digits, target, seed):
     workload, model, exact, _ = trained_digits
     meter = meter_of(workload, model, seed, target, MicroBatchSizes(1, 512))
-    loss, noise = meter.measure(1.0, _Precision())
+    loss, noise = meter.measure(1.0, Precision())
     wanted = getattr(exact, target)
     assert noise.verdict == "measured"
     assert noise.target == target
@@ -113,7 +111,7 @@ def test_measuring_on_the_way_gives_the_same_weights(model):
         meter = meter_of(workload, training.model)
         for step, _ in enumerate(islice(train(workload, CPU, training, batch_size=8, seed=0), 20)):
             if step in measure_at:
-                meter.measure(0.0, _Precision())
+                meter.measure(0.0, Precision())
         return weights_of(training.model), torch.random.get_rng_state()
 
     plain, state = weights(())
@@ -132,7 +130,7 @@ def test_measuring_the_digits_on_the_way_gives_the_same_weights():
         for _ in range(3):
             list(islice(steps, 5))
             if measure:
-                meter.measure(0.0, _Precision())
+                meter.measure(0.0, Precision())
         return weights_of(training.model)
 
     assert torch.equal(weights(False), weights(True))
@@ -143,7 +141,7 @@ def test_measuring_leaves_gradients_as_they_were():
     training = start_training(workload, CPU, seed=0)
     next(train(workload, CPU, training, batch_size=8, seed=0))
     before = [parameter.grad.clone() for parameter in training.model.parameters()]
-    meter_of(workload, training.model).measure(0.0, _Precision())
+    meter_of(workload, training.model).measure(0.0, Precision())
     after = [parameter.grad for parameter in training.model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -213,7 +211,7 @@ def test_sizes_may_count_something_else_than_samples():
     meter = meter_of(workload, start_training(workload, CPU, seed=0).model)
     plain = vectors_workload()
     other = meter_of(plain, start_training(plain, CPU, seed=0).model)
-    in_tens, in_samples = (one.measure(0.0, _Precision())[1] for one in (meter, other))
+    in_tens, in_samples = (one.measure(0.0, Precision())[1] for one in (meter, other))
     assert in_tens.value == pytest.approx(10 * in_samples.value, rel=0.02)  # (size - 1) / size of 960 and 96
 
 
@@ -277,7 +275,7 @@ def test_a_few_gradients_that_are_not_finite_are_left_out_and_counted():
 
     workload = vectors_workload(loss=loss)
     meter = meter_of(workload, start_training(workload, CPU, seed=0).model)
-    _, noise = meter.measure(0.0, _Precision())
+    _, noise = meter.measure(0.0, Precision())
     assert (noise.num_skipped, noise.num_steps) == (1, 15)
 
 

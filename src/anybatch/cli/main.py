@@ -25,14 +25,19 @@ app.command()(probe)
 app.command()(methods)
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
-) -> None:
-    """Hold what comes before the subcommand."""
-    if version:
+def _tell_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(anybatch.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Hold what comes before the subcommand."""
 
 
 def main() -> None:

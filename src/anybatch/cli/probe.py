@@ -168,7 +168,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None:
         raise InputError(f"--memory must be a number with a unit, such as 8GB or 500MiB; got {text!r}.")
     number, unit, binary = match.groups()

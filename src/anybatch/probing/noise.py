@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from torch import nn
 
-from anybatch.decide.noise_scale import (
-    NoiseScale,
-    Target,
-    average_noise_scale,
-    estimate_noise_scale,
-    pool_runs,
-)
-from anybatch.errors import InputError, RunError
+from anybatch.decide.noise_scale import NoiseScale, Target, average_noise_scale, pool_runs
+from anybatch.probing.noise_meter import STEPS_PER_ROUND, MicroBatchSizes, NoiseMeter, Precision
 from anybatch.probing.progress import Progress
-from anybatch.stats import GradientMoments, MicroBatches, Ranks
-from anybatch.stats.sub_batches import SubBatchSource
-from anybatch.train.data import SampleDraws, derive_seed, near_equal_parts
-from anybatch.train.loop import accumulate, start_training, train
-from anybatch.train.preserve import preserved
+from anybatch.train.data import derive_seed
+from anybatch.train.evaluate import evaluate
+from anybatch.train.loop import start_training, train
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 POINTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 STRIDES = (1, 2, 4)  # every so many points where the budget holds no more
-STEPS_PER_ROUND = 16
-PARTS_PER_STEP = 4
 STEP_SIZES = (16, 128)  # the least that a point is planned with, and the most that it starts with
-LARGEST_STEP_SIZE = 16_384
-TOLERANCE = 0.25
 DEFAULT_RUN_BATCH_SIZE = 32
 FEWEST_RUNS = 3
 MOST_RUNS = 5
+EVAL_BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -66,6 +54,7 @@ class NoiseCurve:
         batch_size: of the runs; None for a checkpoint.
         lr_scale: factor on the workload's rate during the runs.
         share_of_training: how much of the workload's epochs a run covers; None where epochs are unknown.
+        metrics: the workload's own, on its evaluation set at the end of the first run; empty where it has none.
         reason: one sentence.
     """
 
@@ -75,24 +64,8 @@ class NoiseCurve:
     batch_size: int | None
     lr_scale: float
     share_of_training: float | None
+    metrics: Mapping[str, float]
     reason: str
-
-
-class MicroBatchSizes(NamedTuple):
-    """The smallest micro-batch that trains and the largest that fits, on one rank."""
-
-    smallest: int
-    largest: int
-
-
-@dataclass(frozen=True)
-class _Precision:
-    """When a point is known well enough: its error is a share of itself, or small beside the run's mean."""
-
-    mean_inverse: float = 0.0
-
-    def reached(self, noise: NoiseScale) -> bool:
-        return 2 * noise.inverse_std_error <= TOLERANCE * max(noise.inverse, self.mean_inverse)
 
 
 def measure_noise_along_runs(
@@ -132,22 +105,26 @@ def measure_noise_along_runs(
     batch_size = run_batch_size(workload, runtime)
     num_samples, share = _run_length(workload, batch_size, samples_per_second * budget / 2)
     num_runs = _num_runs(num_samples / samples_per_second, share, budget)
-    points, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
+    fractions, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
     plan = _RunPlan(
-        batch_size, num_samples, points, step_size, micro_batch_sizes, samples_per_second, budget / num_runs, target
+        batch_size, num_samples, fractions, step_size, micro_batch_sizes, samples_per_second, budget / num_runs, target
     )
-    runs = []
+    runs: list[list[NoisePoint]] = []
+    metrics: dict[str, float] = {}
     for index in range(num_runs):
 
         def told(stage: str, fraction: float, text: str = "", done: int = index) -> None:
             progress(stage, (done + fraction) / num_runs, text)
 
-        runs.append(_run(workload, runtime, plan, derive_seed(seed, "run", index), told))
+        points, model = _run(workload, runtime, plan, derive_seed(seed, "run", index), told)
+        runs.append(points)
+        if not index:
+            metrics = evaluate(workload, runtime, model, batch_size=min(micro_batch_sizes.largest, EVAL_BATCH_SIZE))
     averages = tuple(average(points, batch_size) for points in runs)
     mean = pool_runs(averages) if len(runs) > 1 else averages[0]
     lr_scale = run_lr_scale(workload, runtime)
     reason = _why(runs, mean, batch_size, share)
-    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, reason)
+    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, metrics, reason)
 
 
 def measure_noise_at_checkpoint(
@@ -182,12 +159,12 @@ def measure_noise_at_checkpoint(
         RunError: the loss or the gradients are not finite.
     """
     step_size = _step_size(samples_per_second * budget / STEPS_PER_ROUND)
-    meter = _Meter(workload, runtime, model, micro_batch_sizes, step_size, target, seed)
-    loss, noise = meter.measure(budget, _Precision())
+    meter = NoiseMeter(workload, runtime, model, micro_batch_sizes, step_size, target, seed)
+    loss, noise = meter.measure(budget, Precision())
     progress("noise_scale", 1.0, _in_short(noise))
     reason = f"at the checkpoint's weights, with a loss of {loss:.3g}, from {noise.num_steps} steps"
     reason = reason if noise.value is not None else f"{reason}: {noise.reason}"
-    return NoiseCurve((NoisePoint(0, loss, noise),), (noise,), noise, None, 1.0, None, reason)
+    return NoiseCurve((NoisePoint(0, loss, noise),), (noise,), noise, None, 1.0, None, {}, reason)
 
 
 def run_batch_size(workload: Workload, runtime: Runtime) -> int:
@@ -233,91 +210,11 @@ def average(points: Sequence[NoisePoint], batch_size: int) -> NoiseScale:
     return average_noise_scale([point.noise_scale for point in points], weights if len(points) > 1 else None)
 
 
-class _Meter:
-    """Measures the noise scale of a model at rest."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        runtime: Runtime,
-        model: nn.Module,
-        micro_batch_sizes: MicroBatchSizes,
-        step_size: int,
-        target: Target,
-        seed: int,
-    ) -> None:
-        self._workload = workload
-        self._runtime = runtime
-        self._model = model
-        self._micro_batch_sizes = micro_batch_sizes
-        self._target: Target = target
-        self._draws = SampleDraws(workload, runtime, seed, "noise")
-        source = MicroBatches if runtime.world_size == 1 else Ranks
-        self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
-        self._step_size = step_size
-        population = workload.num_samples
-        self._largest_step = min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
-
-    def measure(self, budget: float, precision: _Precision) -> tuple[float, NoiseScale]:
-        """Return the mean loss and the noise scale from rounds of steps, until it is precise or the budget is spent."""
-        started = time.monotonic()
-        moments: list[GradientMoments] = []
-        losses: list[float] = []
-        with preserved(self._model):
-            while True:
-                self._round(moments, losses)
-                noise = self._estimate(moments, losses)
-                spent = time.monotonic() - started
-                if precision.reached(noise) or not self._runtime.all(spent * 3 < budget):
-                    return sum(losses) / len(losses), noise
-                if 2 * self._step_size <= self._largest_step:  # larger steps tell more than more steps
-                    self._step_size *= 2
-                    moments, losses = [], []
-
-    def _round(self, moments: list[GradientMoments], losses: list[float]) -> None:
-        sizes = self._part_sizes()
-        for _ in range(STEPS_PER_ROUND):
-            self._model.zero_grad(set_to_none=True)
-            loss = accumulate(self._workload, self._runtime, self._model, self._draws.parts(sizes), self._source)
-            moments.append(self._source.finish())
-            losses.append(self._runtime.sum([float(loss)])[0] / self._runtime.world_size)
-
-    def _part_sizes(self) -> list[int]:
-        """Cut a rank's share of a step into parts that train and fit."""
-        ranks = self._runtime.world_size
-        share = min(self._step_size, self._largest_step) // ranks
-        most = share // self._micro_batch_sizes.smallest
-        count = max(min(-(-PARTS_PER_STEP // ranks), most), -(-share // self._micro_batch_sizes.largest))
-        if count * ranks < 2 or most < 1:
-            raise InputError(
-                f"the noise scale needs 2 micro-batches of at least {self._micro_batch_sizes.smallest} samples a step; "
-                f"the training set has {self._largest_step} samples for {ranks} ranks."
-            )
-        return near_equal_parts(share, -(-share // count))
-
-    def _estimate(self, moments: list[GradientMoments], losses: list[float]) -> NoiseScale:
-        finite = sum(not int(one.num_non_finite) for one in moments)
-        if finite < 2 or not math.isfinite(sum(losses)):
-            raise RunError(
-                f"loss and gradients must be finite; {len(moments) - finite} of {len(moments)} gradients are not "
-                f"and the mean loss is {sum(losses) / len(losses):.4g}. The rate may be too high, or the data hold NaN."
-            )
-        return estimate_noise_scale(moments, target=self._target, population_size=self._population(moments))
-
-    def _population(self, moments: list[GradientMoments]) -> float | None:
-        """Return the training set's size in the unit of sizes: samples, or what `batch_size_of` counts."""
-        num_samples = self._workload.num_samples
-        if num_samples is None or self._workload.batch_size_of is None:
-            return num_samples
-        counted = sum(float(one.sizes.sum()) for one in moments) / len(moments)
-        return num_samples * counted / (sum(self._part_sizes()) * self._runtime.world_size)
-
-
 @dataclass(frozen=True)
 class _RunPlan:
     batch_size: int
     num_samples: int
-    points: tuple[float, ...]
+    fractions: tuple[float, ...]
     step_size: int
     micro_batch_sizes: MicroBatchSizes
     samples_per_second: float
@@ -325,9 +222,11 @@ class _RunPlan:
     target: Target
 
 
-def _run(workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress) -> list[NoisePoint]:
+def _run(
+    workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress
+) -> tuple[list[NoisePoint], nn.Module]:
     training = start_training(workload, runtime, seed=seed, lr_scale=run_lr_scale(workload, runtime))
-    meter = _Meter(workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed)
+    meter = NoiseMeter(workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed)
     steps = train(
         workload,
         runtime,
@@ -338,24 +237,26 @@ def _run(workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progre
     )
     started = time.monotonic()
     points: list[NoisePoint] = []
-    for index, fraction in enumerate(plan.points):
+    for index, fraction in enumerate(plan.fractions):
         while training.num_samples < fraction * plan.num_samples:
             next(steps)
+        if points and points[-1].num_samples == training.num_samples:
+            continue
         ahead = (1 - fraction) * plan.num_samples / plan.samples_per_second
         left = runtime.min([plan.budget - (time.monotonic() - started)])[0] - ahead
-        precision = _Precision(average(points, plan.batch_size).inverse if points else 0.0)
-        loss, noise = meter.measure(left / (len(plan.points) - index), precision)
+        precision = Precision(average(points, plan.batch_size).inverse if points else 0.0)
+        loss, noise = meter.measure(left / (len(plan.fractions) - index), precision)
         points.append(NoisePoint(training.num_samples, loss, noise))
-        progress("noise_scale", (index + 1) / len(plan.points), f"loss {loss:.3g}: {_in_short(noise)}")
-    return points
+        progress("noise_scale", (index + 1) / len(plan.fractions), f"loss {loss:.3g}: {_in_short(noise)}")
+    return points, training.model
 
 
 def _run_length(workload: Workload, batch_size: int, affordable: float) -> tuple[int, float | None]:
-    shortest = batch_size * len(POINTS)
+    affordable = max(affordable, batch_size)
     if workload.num_samples is None or workload.epochs is None:
-        return max(int(affordable), shortest), None
+        return int(affordable), None
     planned = workload.epochs * workload.num_samples
-    length = min(planned, max(affordable, shortest))
+    length = min(planned, affordable)
     return int(length), length / planned
 
 

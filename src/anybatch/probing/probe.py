@@ -21,11 +21,11 @@ from anybatch.probing.input_check import check_input
 from anybatch.probing.law import StepTimes
 from anybatch.probing.memory import is_out_of_memory, measure_memory_limit
 from anybatch.probing.noise import (
-    MicroBatchSizes,
     measure_noise_along_runs,
     measure_noise_at_checkpoint,
     run_batch_size,
 )
+from anybatch.probing.noise_meter import MicroBatchSizes
 from anybatch.probing.progress import Progress, silent
 from anybatch.probing.recommend import Objective
 from anybatch.probing.result import ProbeResult
@@ -35,7 +35,7 @@ from anybatch.train.loop import start_training
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
-Autocast = Literal["bfloat16", "float16"]
+Autocast = Literal["bfloat16"]
 SHARES = {"memory": 0.2, "throughput": 0.3, "noise_scale": 0.5}
 
 

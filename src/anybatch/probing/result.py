@@ -123,6 +123,7 @@ def _noise(curve: NoiseCurve) -> dict[str, Any]:
         "batch_size": curve.batch_size,
         "lr_scale": curve.lr_scale,
         "share_of_training": curve.share_of_training,
+        "metrics": curve.metrics,
         "points": points,
         "runs": [_scale(run) for run in curve.runs],
     }

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anybatch.errors import InputError
 from anybatch.stats.sub_batches import SubBatchSource
 from anybatch.train.data import MicroBatch, derive_seed, step_batches
 from anybatch.train.runtime import Runtime
-from anybatch.workload import Workload
+from anybatch.workload import Milestones, Workload
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Training:
 
     model: nn.Module
     optimizer: Optimizer
+    scheduler: LRScheduler | None = None
     num_steps: int = 0
     num_samples: int = 0
 
@@ -61,7 +63,7 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, lr_scale:
         group["lr"] = group["lr"] * lr_scale
     if runtime.world_size > 1:
         model = DistributedDataParallel(model, device_ids=[runtime.device] if on_cuda else None)
-    return Training(model.train(), optimizer)
+    return Training(model.train(), optimizer, _scheduler(workload, optimizer))
 
 
 def train(
@@ -101,7 +103,7 @@ def train(
     )
     for micro_batches in batches:
         loss = train_step(workload, runtime, training, micro_batches)
-        training.num_samples += batch_size
+        _count_samples(workload, training, batch_size)
         yield loss
 
 
@@ -214,6 +216,22 @@ def to_device(batch: Any, device: torch.device) -> Any:
         names = [field.name for field in dataclasses.fields(batch) if field.init]
         return dataclasses.replace(batch, **{name: to_device(getattr(batch, name), device) for name in names})
     return batch
+
+
+def _scheduler(workload: Workload, optimizer: Optimizer) -> LRScheduler | None:
+    if isinstance(workload.schedule, Milestones):
+        return LambdaLR(optimizer, workload.schedule.factor)
+    return None if workload.schedule is None else workload.schedule(optimizer)
+
+
+def _count_samples(workload: Workload, training: Training, batch_size: int) -> None:
+    """Count a step's samples, and step the schedule at the end of an epoch."""
+    before = training.num_samples
+    training.num_samples += batch_size
+    if training.scheduler is not None:
+        assert workload.num_samples is not None
+        for _ in range(training.num_samples // workload.num_samples - before // workload.num_samples):
+            training.scheduler.step()
 
 
 def _averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
