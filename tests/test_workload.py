@@ -85,6 +85,16 @@ def test_a_stream_has_no_number_of_samples(stream):
     assert Workload(**fields(train_set=stream)).num_samples is None
 
 
+def test_a_stream_has_no_epochs_to_schedule():
+    with pytest.raises(InputError, match="schedule of a Workload must be None where train_set has no epochs; got one"):
+        Workload(**fields(train_set=Stream(), schedule=Milestones((1.0,))))
+
+
+def test_milestones_multiply_the_rate_at_each_of_their_epochs():
+    milestones = Milestones((2, 5), decay=0.1)
+    assert [milestones.factor(epoch) for epoch in (0, 1, 2, 4, 5, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
 def test_the_number_of_samples_is_the_length_of_the_training_set():
     workload = Workload(**fields())
     assert workload.num_samples == 10

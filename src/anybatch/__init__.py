@@ -4,13 +4,13 @@
 decisions.
 """
 
+from importlib.metadata import version
+
 from anybatch import decide, stats
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.workload import Metric, Milestones, Workload
 
-__version__ = "0.1.0"
-
-# isort: split
+__version__ = version("anybatch")
 from anybatch.probing import ProbeInterrupted, ProbeResult, probe
 
 __all__ = [

@@ -94,9 +94,15 @@ def test_parts_are_advised_only_where_they_save_five_percent(seconds_of_8, parts
     assert plan.micro_batch_size == 8 // parts
 
 
-def test_a_share_that_does_not_fit_is_cut_into_the_fewest_near_equal_parts():
+def test_a_share_that_does_not_fit_is_cut_into_equal_parts_where_up_to_twice_as_many_allow_it():
     plan = times_of(affine).plan(100)
-    assert (plan.micro_batch_size, plan.accumulation_steps) == (15, 7)  # 15 15 14 14 14 14 14
+    assert (plan.micro_batch_size, plan.accumulation_steps) == (10, 10)
+    assert plan.micro_batch_size * plan.accumulation_steps == 100
+
+
+def test_a_share_that_cannot_be_halved_further_is_cut_into_the_fewest_near_equal_parts():
+    plan = times_of(affine).plan(101)
+    assert (plan.micro_batch_size, plan.accumulation_steps) == (15, 7)  # 15 15 15 14 14 14 14
     assert plan.seconds == pytest.approx(7 * (affine(15) + affine(14)) / 2)
 
 

@@ -22,7 +22,6 @@ from train.small_workloads import (
 
 from anybatch import InputError, RunError
 from anybatch.decide import estimate_noise_scale
-from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, Precision
 from anybatch.probing.noise import (
     POINTS,
     NoisePoint,
@@ -32,11 +31,13 @@ from anybatch.probing.noise import (
     run_batch_size,
     run_lr_scale,
 )
+from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, Precision
 from anybatch.probing.progress import silent
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
 from anybatch.train.loop import accumulate, start_training, train
 from anybatch.workloads import load_workload
+from anybatch.workloads.classification import Accuracy
 
 SEED = 0
 SIZES = MicroBatchSizes(1, 96)
@@ -277,6 +278,13 @@ def test_a_few_gradients_that_are_not_finite_are_left_out_and_counted():
     meter = meter_of(workload, start_training(workload, CPU, seed=0).model)
     _, noise = meter.measure(0.0, Precision())
     assert (noise.num_skipped, noise.num_steps) == (1, 15)
+
+
+def test_the_metric_is_counted_at_the_end_of_the_first_run():
+    data = labelled_vectors(200)
+    workload = vectors_workload(train_set=data, eval_set=data, metric=Accuracy)
+    assert along_runs(workload).metrics["accuracy"] > 0.6
+    assert along_runs(vectors_workload()).metrics == {}
 
 
 # at a checkpoint

@@ -173,6 +173,14 @@ def test_adam_gets_its_betas_and_a_warning_on_geometry():
     assert "noise in SGD's geometry" in [warning.cause for warning in result.warnings]
 
 
+def test_a_schedule_that_warms_up_leaves_the_advised_rate_alone():
+    def warm_up(optimizer):
+        return torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1)
+
+    recommendation = probed(vectors_workload(schedule=warm_up), batch_size=16).recommendation
+    assert "lr = 0.1\n" in recommendation.settings["PyTorch"]
+
+
 def test_an_optimizer_without_a_known_rule_gets_no_rate():
     class Lion(torch.optim.SGD):
         pass
@@ -219,7 +227,7 @@ def test_a_model_with_batch_norm_on_vectors_can_be_probed():
     [
         ({"target": "test_set"}, "target must be one of training_set, population; got 'test_set'"),
         ({"objective": "money"}, "objective must be one of time, samples; got 'money'"),
-        ({"autocast": "float8"}, "autocast must be one of bfloat16, float16; got 'float8'"),
+        ({"autocast": "float8"}, "autocast must be one of bfloat16; got 'float8'"),
         ({"budget": 0}, "budget must be a positive number of seconds; got 0"),
         ({"budget": float("nan")}, "budget must be a positive number of seconds; got nan"),
         ({"budget": float("inf")}, "budget must be a positive number of seconds; got inf"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from probing.made_up import law_of, noise_of, setup_of
 
 from anybatch.decide.lr_scaling import scale_learning_rate
+from anybatch.probing.frameworks import settings_to_copy
 from anybatch.probing.law import SampleLaw, StepPlan
 from anybatch.probing.recommend import (
     candidate_sizes,
@@ -17,7 +18,6 @@ from anybatch.probing.recommend import (
     diminishing_devices,
     plan_step,
     predicted_curve,
-    settings_to_copy,
     sizes_close_to,
 )
 
@@ -249,7 +249,7 @@ def test_settings_say_the_same_in_each_framework():
 def test_settings_carry_adams_betas():
     lr = scale_learning_rate(64, 128, family="adam", betas=(0.9, 0.999))
     settings = settings_to_copy(StepPlan(128, 1, 0.1), 128, 2, 0.001, lr)
-    assert "betas = (0.8, 0.998)" in settings["PyTorch"]
+    assert "lr=0.001, betas=(0.8, 0.998)" in settings["PyTorch"]
     assert "adam_beta1=0.8,\n    adam_beta2=0.998," in settings["Hugging Face"]
     assert "accumulation_steps" not in settings["PyTorch"]
     assert "Trainer(devices=2, accumulate_grad_batches=1)" in settings["Lightning"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 from train.small_workloads import CPU, cross_entropy, vectors_workload, weights_of
 
-from anybatch import InputError
+from anybatch import InputError, Milestones
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
 from anybatch.train.loop import accumulate, checked, start_training, to_device, train, train_step
@@ -139,6 +139,25 @@ def test_a_run_repeats_bit_for_bit():
 
     assert torch.equal(weights(0, noise=1), weights(0, noise=2))
     assert not torch.equal(weights(0, noise=1), weights(1, noise=1))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Milestones((1, 2), decay=0.5), lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
+    ids=["milestones", "scheduler"],
+)
+@pytest.mark.parametrize("batch_size", [32, 96, 40])
+def test_the_schedule_is_stepped_once_an_epoch(schedule, batch_size):
+    workload = vectors_workload(schedule=schedule)  # 96 samples
+    training = start_training(workload, CPU, seed=0, lr_scale=0.5)
+    rates = []
+    for _ in islice(train(workload, CPU, training, batch_size=batch_size, seed=0), 7):
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        if training.num_samples >= 3 * 96:
+            break
+    epochs = [(step * batch_size) // 96 for step in range(1, len(rates) + 1)]
+    most = 2 if isinstance(schedule, Milestones) else 10
+    assert rates == pytest.approx([0.05 * 0.5 ** min(epoch, most) for epoch in epochs])
 
 
 def test_starting_leaves_the_global_generator_and_repeats_by_seed():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch.optim import Optimizer
 
 from anybatch.decide.lr_scaling import Family, LrScale, scale_learning_rate
+from anybatch.probing.frameworks import settings_to_copy
 from anybatch.probing.input_check import ProbeWarning
 from anybatch.probing.law import SampleLaw, StepPlan, StepTimes
 from anybatch.probing.recommend import (
@@ -21,7 +22,6 @@ from anybatch.probing.recommend import (
     diminishing_devices,
     plan_step,
     predicted_curve,
-    settings_to_copy,
     sizes_close_to,
 )
 from anybatch.probing.result import ProbeResult
@@ -86,7 +86,8 @@ def advise(
         largest = setup.world_size * setup.max_micro_batch_size
         reasons["time_of_largest"] = f"the largest batch that fits, {largest}, over the recommended one, as predicted"
         reasons["samples_of_largest"] = "the same for samples to target"
-    rate = None if lr is None else float(optimizer.param_groups[0]["lr"]) * lr.factor
+    group = optimizer.param_groups[0]
+    rate = None if lr is None else float(group.get("initial_lr", group["lr"])) * lr.factor  # before a warm-up
     recommendation = Recommendation(
         batch_size=size,
         batch_size_low=low if batch_size is None else size,

@@ -105,7 +105,7 @@ class StepTimes:
         return fastest if fastest.seconds < WORTH_ACCUMULATING * whole.seconds else whole
 
     def _accumulated(self, share: int, largest: int) -> StepPlan:
-        parts = near_equal_parts(share, largest)
+        parts = _even_parts(share, largest)
         backward = sum(self._of_one(part) - self._optimizer_seconds for part in (parts[0], parts[-1])) / 2
         return StepPlan(parts[0], len(parts), len(parts) * backward + self._optimizer_seconds)
 
@@ -117,3 +117,10 @@ class StepTimes:
             return float(np.interp(size, sizes, seconds))
         slope = max((seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]), 0.0)
         return float(seconds[-1] + slope * (size - sizes[-1]))
+
+
+def _even_parts(share: int, largest: int) -> list[int]:
+    """Cut into equal parts of at most `largest` where up to twice as many allow it, else into near-equal ones."""
+    fewest = -(-share // largest)
+    equal = next((count for count in range(fewest, 2 * fewest + 1) if share % count == 0), None)
+    return near_equal_parts(share, largest) if equal is None else [share // equal] * equal

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from anybatch.decide.lr_scaling import LrScale
 from anybatch.probing.law import SampleLaw, StepPlan, StepTimes
 
 Objective = Literal["time", "samples"]
@@ -217,43 +216,6 @@ def diminishing_devices(setup: Setup) -> Diminishing:
             )
         count *= 2
     return Diminishing(None, f"up to {count // 2} devices each adds at least half of what one alone does")
-
-
-def settings_to_copy(
-    recommended: StepPlan, batch_size: int, world_size: int, rate: float | None, lr: LrScale | None
-) -> dict[str, str]:
-    """Write the recommendation as settings of common frameworks.
-
-    Args:
-        recommended: plan of a step.
-        batch_size: over all ranks.
-        world_size: number of ranks.
-        rate: the scaled rate; None where it is not known.
-        lr: what moved it, with Adam's betas.
-
-    Returns:
-        Framework -> lines of Python.
-    """
-    micro, parts = recommended.micro_batch_size, recommended.accumulation_steps
-    beta1, beta2 = (lr.betas if lr is not None else None) or (None, None)
-    lr_line = "" if rate is None else f"lr = {rate:.4g}\n"
-    betas_line = "" if beta1 is None else f"betas = ({beta1:.4g}, {beta2:.4g})\n"
-    torch_loop = (
-        ""
-        if parts == 1
-        else (f"accumulation_steps = {parts}  # (loss / accumulation_steps).backward(), then one optimizer.step()\n")
-    )
-    hf = [f"per_device_train_batch_size={micro}", f"gradient_accumulation_steps={parts}"]
-    hf += [] if rate is None else [f"learning_rate={rate:.4g}"]
-    hf += [] if beta1 is None else [f"adam_beta1={beta1:.4g}", f"adam_beta2={beta2:.4g}"]
-    return {
-        "PyTorch": f"# {batch_size} samples per step on {world_size} device(s)\n{lr_line}{betas_line}{torch_loop}"
-        f"loader = DataLoader(train_set, batch_size={micro}, shuffle=True, drop_last=True)",
-        "Hugging Face": "TrainingArguments(\n" + "".join(f"    {line},\n" for line in hf) + ")",
-        "Lightning": f"Trainer(devices={world_size}, accumulate_grad_batches={parts})\n"
-        f"# in the DataModule: DataLoader(train_set, batch_size={micro}, shuffle=True, drop_last=True)\n"
-        + ("" if rate is None else f"# in configure_optimizers: lr={rate:.4g}\n"),
-    }
 
 
 def _seconds_per_sample(setup: Setup, batch_size: int) -> float:

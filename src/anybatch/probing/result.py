@@ -7,10 +7,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import anybatch
 from anybatch.decide.noise_scale import NoiseScale
 from anybatch.errors import InputError
 from anybatch.probing.input_check import ProbeWarning
@@ -61,7 +61,7 @@ class ProbeResult:
         """Return plain values: dicts, lists, strings and numbers; what is unbounded or unknown is None."""
         throughput, noise = self.throughput, self.noise
         record: dict[str, Any] = {
-            "version": anybatch.__version__,
+            "version": version("anybatch"),
             "workload": self.workload,
             "partial": self.partial,
             "settings": self.settings,
