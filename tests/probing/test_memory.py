@@ -15,11 +15,10 @@ from anybatch import InputError, RunError
 from anybatch.probing.memory import (
     MAX_TRIALS,
     free_bytes,
-    is_out_of_memory,
     largest_that_fits,
     measure_memory_limit,
-    worst_case_samples,
 )
+from anybatch.probing.memory_trials import is_out_of_memory, worst_case_samples
 from anybatch.probing.progress import silent
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload

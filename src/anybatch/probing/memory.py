@@ -6,34 +6,25 @@ trials run in one child process, in ascending order, and its peak is watched fro
 
 from __future__ import annotations
 
-import gc
-import math
-import multiprocessing
 import os
-import resource
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from anybatch.errors import AnybatchError, InputError, RunError
+from anybatch.errors import InputError
+from anybatch.probing.memory_trials import AcceleratorTrials, ChildTrials
 from anybatch.probing.progress import Progress
 from anybatch.report.wording import memory_size
-from anybatch.train.data import SampleDraws, collate
-from anybatch.train.loop import Training, start_training, to_device, train_step
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 MEMORY_SHARE = 0.8
 MAX_TRIALS = 10
 STREAM_LIMIT = 65_536
-NUM_SAMPLES_SCANNED = 256
 
 
 @dataclass(frozen=True)
@@ -163,11 +154,11 @@ def _search_on_accelerator(
     seed: int,
     progress: Progress,
 ) -> MemoryLimit:
-    trial = _AcceleratorTrial(workload, runtime, seed)
+    tries = AcceleratorTrials(workload, runtime, seed)
     trials: list[MemoryTrial] = []
 
     def fits(size: int) -> bool:
-        peak = trial(size)
+        peak = tries.peak_of(size)
         ok = runtime.all(peak is not None and peak <= limit)
         trials.append(MemoryTrial(size, peak, ok))
         progress("memory", len(trials) / MAX_TRIALS, f"{size} samples {'fit' if ok else 'do not fit'}")
@@ -176,99 +167,6 @@ def _search_on_accelerator(
     largest = largest_that_fits(fits, sizes)
     trials.sort(key=lambda one: one.micro_batch_size)
     return _memory_limit(workload, largest, limit, sizes[-1], trials, extrapolated=False)
-
-
-class _AcceleratorTrial:
-    """Train and evaluate at one size; the peak in bytes, or None where it ran out of memory."""
-
-    def __init__(self, workload: Workload, runtime: Runtime, seed: int) -> None:
-        self._workload = workload
-        self._runtime = Runtime(runtime.device, autocast=runtime.autocast)
-        self._has_ranks = runtime.world_size > 1
-        self._seed = seed
-        self._samples = worst_case_samples(workload, seed)
-
-    def __call__(self, size: int) -> int | None:
-        device = self._runtime.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        try:
-            training = start_training(self._workload, self._runtime, seed=self._seed)
-            buckets = [torch.empty_like(p) for p in training.model.parameters()] if self._has_ranks else []
-            try_size(self._workload, self._runtime, training, self._samples, size)
-            del buckets
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-        finally:
-            training = None
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
-
-
-def try_size(
-    workload: Workload,
-    runtime: Runtime,
-    training: Training,
-    samples: list[Any],
-    size: int,
-    num_steps: int = 2,
-) -> None:
-    """Take training steps and an evaluation at one micro-batch size.
-
-    Args:
-        workload: what is trained.
-        runtime: of one rank.
-        training: changed by the steps.
-        samples: repeated to fill the batch.
-        size: micro-batch size.
-        num_steps: training steps; the second one finds the optimizer's state allocated.
-    """
-    batch = collate(workload, [samples[index % len(samples)] for index in range(size)])
-    for _ in range(num_steps):
-        train_step(workload, runtime, training, [(batch, size)])
-    training.model.eval()
-    with torch.no_grad(), runtime.precision():
-        workload.loss(training.model, to_device(batch, runtime.device))
-    training.model.train()
-    runtime.synchronize()
-
-
-def worst_case_samples(workload: Workload, seed: int) -> list[Any]:
-    """Return the few largest of some hundred samples, by their number of tensor elements.
-
-    Args:
-        workload: whose training set is drawn from.
-        seed: of the draw.
-
-    Returns:
-        At most 8 samples, the largest first.
-    """
-    draws = SampleDraws(workload, Runtime(torch.device("cpu")), seed, "memory")
-    num_scanned = min(NUM_SAMPLES_SCANNED, workload.num_samples or NUM_SAMPLES_SCANNED)
-    return sorted(draws.samples(num_scanned), key=_num_elements, reverse=True)[:8]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an allocator, of the device or of the host, said that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in ("out of memory", "can't allocate memory", "alloc_failed"))
-
-
-def _num_elements(sample: Any) -> int:
-    if hasattr(sample, "numel"):
-        return sample.numel()
-    if isinstance(sample, dict):
-        return sum(_num_elements(value) for value in sample.values())
-    if isinstance(sample, list | tuple):
-        return sum(_num_elements(value) for value in sample)
-    size = getattr(sample, "size", 1)  # of a NumPy array; of a PIL image it is (width, height)
-    return math.prod(size) if isinstance(size, tuple) else size if isinstance(size, int) else 1
 
 
 def _search_on_cpu(
@@ -282,7 +180,7 @@ def _search_on_cpu(
 ) -> MemoryLimit:
     trials: list[MemoryTrial] = []
     extrapolated = False
-    with _Child(workload, runtime, seed) as child:
+    with ChildTrials(workload, runtime, seed) as child:
         size, upper, deadline = sizes[0], sizes[-1], time.monotonic() + budget
         while True:
             started = time.monotonic()
@@ -323,62 +221,6 @@ def _size_at_limit(trials: list[MemoryTrial], limit: int, upper: int) -> int:
     if slope <= 0:
         return upper
     return min(upper, int(last.micro_batch_size + 0.98 * (limit - last.peak_bytes) / slope))
-
-
-class _Child:
-    """A process that trains at the sizes it is sent and answers with its peak memory so far."""
-
-    def __init__(self, workload: Workload, runtime: Runtime, seed: int) -> None:
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._connection, other = context.Pipe()
-        alone = Runtime(runtime.device, autocast=runtime.autocast)
-        self._process = context.Process(target=_answer, args=(other, workload, alone, seed), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
-        with warnings.catch_warnings():  # the child uses one thread, so it needs none of the parent's
-            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            self._process.start()
-        other.close()
-
-    def peak_of(self, size: int) -> int | None:
-        try:
-            self._connection.send(size)
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            return None
-        if isinstance(answer, AnybatchError):
-            raise answer
-        return answer
-
-    def __enter__(self) -> _Child:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: int) -> None:
-    torch.set_num_threads(1)
-    try:
-        samples = worst_case_samples(workload, seed)
-        training = start_training(workload, runtime, seed=seed)
-        while True:
-            size = connection.recv()
-            try:
-                try_size(workload, runtime, training, samples, size)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                connection.send(None)
-                continue
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            connection.send(peak if sys.platform == "darwin" else 1024 * peak)
-    except (EOFError, KeyboardInterrupt):
-        return
-    except AnybatchError as error:
-        connection.send(error)
-    except Exception as error:
-        connection.send(RunError(f"training failed with {type(error).__name__}: {error}"))
 
 
 def _memory_limit(

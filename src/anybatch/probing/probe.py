@@ -19,7 +19,8 @@ from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing.advice import advise
 from anybatch.probing.input_check import check_input
 from anybatch.probing.law import StepTimes
-from anybatch.probing.memory import is_out_of_memory, measure_memory_limit
+from anybatch.probing.memory import measure_memory_limit
+from anybatch.probing.memory_trials import is_out_of_memory
 from anybatch.probing.noise import (
     measure_noise_along_runs,
     measure_noise_at_checkpoint,

@@ -1,0 +1,178 @@
+"""How is one micro-batch size tried, on an accelerator or in a child process?"""
+
+from __future__ import annotations
+
+import gc
+import math
+import multiprocessing
+import resource
+import sys
+import warnings
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from anybatch.errors import AnybatchError, RunError
+from anybatch.train.data import SampleDraws, collate
+from anybatch.train.loop import Training, start_training, to_device, train_step
+from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
+
+NUM_SAMPLES_SCANNED = 256
+TRIAL_TIMEOUT = 300
+
+
+class AcceleratorTrials:
+    """Trains and evaluates on the device itself, anew for each size."""
+
+    def __init__(self, workload: Workload, runtime: Runtime, seed: int) -> None:
+        self._workload = workload
+        self._runtime = Runtime(runtime.device, autocast=runtime.autocast)
+        self._has_ranks = runtime.world_size > 1
+        self._seed = seed
+        self._samples = worst_case_samples(workload, seed)
+
+    def peak_of(self, size: int) -> int | None:
+        """Return the peak in bytes, None where memory ran out."""
+        device = self._runtime.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            self._try(size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
+
+    def _try(self, size: int) -> None:
+        training = start_training(self._workload, self._runtime, seed=self._seed)
+        buckets = [torch.empty_like(p) for p in training.model.parameters()] if self._has_ranks else []
+        try_size(self._workload, self._runtime, training, self._samples, size)
+        del buckets  # what DistributedDataParallel would hold
+
+
+def try_size(
+    workload: Workload,
+    runtime: Runtime,
+    training: Training,
+    samples: list[Any],
+    size: int,
+    num_steps: int = 2,
+) -> None:
+    """Take training steps and an evaluation at one micro-batch size.
+
+    Args:
+        workload: what is trained.
+        runtime: of one rank.
+        training: changed by the steps.
+        samples: repeated to fill the batch.
+        size: micro-batch size.
+        num_steps: training steps; the second one finds the optimizer's state allocated.
+    """
+    batch = collate(workload, [samples[index % len(samples)] for index in range(size)])
+    for _ in range(num_steps):
+        train_step(workload, runtime, training, [(batch, size)])
+    training.model.eval()
+    with torch.no_grad(), runtime.precision():
+        workload.loss(training.model, to_device(batch, runtime.device))
+    training.model.train()
+    runtime.synchronize()
+
+
+def worst_case_samples(workload: Workload, seed: int) -> list[Any]:
+    """Return the few largest of some hundred samples, by their number of tensor elements.
+
+    Args:
+        workload: whose training set is drawn from.
+        seed: of the draw.
+
+    Returns:
+        At most 8 samples, the largest first.
+    """
+    draws = SampleDraws(workload, Runtime(torch.device("cpu")), seed, "memory")
+    num_scanned = min(NUM_SAMPLES_SCANNED, workload.num_samples or NUM_SAMPLES_SCANNED)
+    return sorted(draws.samples(num_scanned), key=_num_elements, reverse=True)[:8]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an allocator, of the device or of the host, said that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("out of memory", "can't allocate memory", "alloc_failed"))
+
+
+def _num_elements(sample: Any) -> int:
+    if hasattr(sample, "numel"):
+        return sample.numel()
+    if isinstance(sample, dict):
+        return sum(_num_elements(value) for value in sample.values())
+    if isinstance(sample, list | tuple):
+        return sum(_num_elements(value) for value in sample)
+    size = getattr(sample, "size", 1)  # of a NumPy array; of a PIL image it is (width, height)
+    return math.prod(size) if isinstance(size, tuple) else size if isinstance(size, int) else 1
+
+
+class ChildTrials:
+    """Trains and evaluates in a process of its own, whose peak memory is that of the largest size so far."""
+
+    def __init__(self, workload: Workload, runtime: Runtime, seed: int) -> None:
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        self._connection, other = context.Pipe()
+        alone = Runtime(runtime.device, autocast=runtime.autocast)
+        self._process = context.Process(target=_answer, args=(other, workload, alone, seed), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
+        with warnings.catch_warnings():  # the child uses one thread, so it needs none of the parent's
+            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
+            self._process.start()
+        other.close()
+
+    def peak_of(self, size: int) -> int | None:
+        """Return the peak in bytes, None where memory ran out or the process died."""
+        try:
+            self._connection.send(size)
+            if not self._connection.poll(TRIAL_TIMEOUT):
+                raise RunError(f"a trial of {size} samples took over {TRIAL_TIMEOUT} s. Probe a smaller model or part.")
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(answer, AnybatchError):
+            raise answer
+        return answer
+
+    def __enter__(self) -> ChildTrials:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: int) -> None:
+    torch.set_num_threads(1)
+    try:
+        samples = worst_case_samples(workload, seed)
+        training = start_training(workload, runtime, seed=seed)
+        while True:
+            size = connection.recv()
+            try:
+                try_size(workload, runtime, training, samples, size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                connection.send(None)
+                continue
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            connection.send(peak if sys.platform == "darwin" else 1024 * peak)
+    except (EOFError, KeyboardInterrupt):
+        return
+    except AnybatchError as error:
+        connection.send(error)
+    except Exception as error:
+        connection.send(RunError(f"training failed with {type(error).__name__}: {error}"))
