@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -218,6 +219,17 @@ def test_a_refused_allocation_in_the_child_is_a_size_that_does_not_fit():
 def test_another_failure_in_the_child_is_told():
     with pytest.raises(RunError, match="training failed with ValueError: bad label"):
         limit_of(vectors_workload(loss=failing_above(2, ValueError("bad label"))))
+
+
+def test_a_trial_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr("anybatch.probing.memory_trials.TRIAL_TIMEOUT", 0.5)
+
+    def loss(model, batch):
+        time.sleep(60 if len(batch[0]) == 2 else 0)
+        return cross_entropy(model, batch)
+
+    with pytest.raises(RunError, match=r"a trial of 2 samples took over 0\.5 s\. Probe a smaller model"):
+        limit_of(vectors_workload(loss=loss))
 
 
 def test_a_refusal_in_the_child_reaches_the_parent():

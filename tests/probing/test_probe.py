@@ -159,7 +159,7 @@ def test_without_a_base_batch_size_there_is_no_advice_on_rates():
     recommendation = probed(vectors_workload(base_batch_size=None)).recommendation
     assert (recommendation.lr_scale, recommendation.lr_rule) == (None, None)
     assert "base_batch_size" in recommendation.reasons["lr_scale"]
-    assert "lr =" not in recommendation.settings["PyTorch"]
+    assert not any(word in text for text in recommendation.settings.values() for word in ("lr=", "learning_rate"))
 
 
 def test_adam_gets_its_betas_and_a_warning_on_geometry():
@@ -178,7 +178,7 @@ def test_a_schedule_that_warms_up_leaves_the_advised_rate_alone():
         return torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1)
 
     recommendation = probed(vectors_workload(schedule=warm_up), batch_size=16).recommendation
-    assert "lr = 0.1\n" in recommendation.settings["PyTorch"]
+    assert "lr=0.1" in recommendation.settings["PyTorch"]
 
 
 def test_an_optimizer_without_a_known_rule_gets_no_rate():

@@ -175,7 +175,7 @@ def test_a_batch_is_shared_by_the_ranks():
 @pytest.mark.parametrize("num_samples", [None, 5000])
 def test_the_device_table_is_that_of_trying_everything(seconds, num_samples):
     critical, largest = 64, 256
-    setup = setup_of(seconds, law_of(critical), largest=largest, num_samples=num_samples)
+    setup = setup_of(seconds, law_of(critical, 32, 128), largest=largest, num_samples=num_samples)
     table = {point.devices: point for point in device_table(setup, [1, 3, 8, 64, 512])}
 
     def best(devices):
@@ -192,6 +192,8 @@ def test_the_device_table_is_that_of_trying_everything(seconds, num_samples):
         assert point.speedup == pytest.approx(best(1)[1] / least)
         assert point.efficiency == pytest.approx(point.speedup / devices)
         assert point.speedup_low <= point.speedup <= point.speedup_high
+    if seconds is not free:
+        assert table[64].speedup_low < table[64].speedup < table[64].speedup_high
 
 
 @given(
