@@ -68,8 +68,8 @@ class Workload:
         base_batch_size: samples per step at which rate, epochs and schedule were tuned. None: no advice on rates.
         epochs: epochs of a full training at `base_batch_size`; None where unknown.
         schedule: `Milestones`, or `(optimizer) -> LRScheduler` stepped once per epoch; None: a constant rate.
-        batch_size_of: `(batch) -> float`, what the loss averages over. Default: the number of samples; tokens or
-            boxes by a function.
+        batch_size_of: `(batch) -> float`, what the loss averages over; the batch is as `collate` made it. Default: the
+            number of samples; tokens or boxes by a function.
         name: for reports.
 
     Raises:
@@ -110,10 +110,13 @@ class Workload:
         for field in ("metric", "collate", "batch_size_of"):
             value = getattr(self, field)
             _require(value is None or callable(value), field, "a function or None", value)
-        for field in ("base_batch_size", "epochs"):
+        for field, kind, rule in (
+            ("base_batch_size", int, "a positive whole number or None"),
+            ("epochs", int | float, "a positive number or None"),
+        ):
             value = getattr(self, field)
-            is_positive = isinstance(value, int | float) and value > 0
-            _require(value is None or is_positive, field, "a positive number or None", value)
+            is_positive = isinstance(value, kind) and not isinstance(value, bool) and value > 0
+            _require(value is None or is_positive, field, rule, value)
         _require(isinstance(self.schedule, Milestones | None) or callable(self.schedule), "schedule",
                  "Milestones, a function or None", self.schedule)  # fmt: skip
         _require(isinstance(self.module_prefixes, Sequence | Mapping | None), "module_prefixes",
@@ -122,7 +125,7 @@ class Workload:
                  "train_set", "a dataset", self.train_set)  # fmt: skip
         size = self.num_samples
         _require(size is not None or self.schedule is None, "schedule", "None where train_set has no epochs", "one")
-        _require(size is None or size >= 2, "train_set", "of at least 2 samples", f"{size} samples")
+        _require(size is None or size >= 2, "train_set", "of at least 2 samples", size)
 
     @property
     def num_samples(self) -> int | None:

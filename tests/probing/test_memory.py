@@ -133,7 +133,7 @@ def test_an_accelerator_that_holds_the_data_is_limited_by_them():
 
 def test_one_sample_that_does_not_fit_an_accelerator_is_refused():
     workload = vectors_workload(loss=failing_above(0, torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(InputError, match=r"memory must hold one sample; got 1 MB, and it does not fit\. Give more mem"):
+    with pytest.raises(InputError, match=r"memory must hold one sample; got 1 MB, and it does not fit\. Give more"):
         limit_of(workload, ACCELERATOR, memory=MEGABYTE)
 
 
@@ -248,7 +248,7 @@ def test_trials_start_at_the_smallest_size_that_trains():
 def test_a_stream_is_searched_as_far_as_the_search_goes():
     limit = limit_of(vectors_workload(train_set=Stream(labelled_vectors(300))), ACCELERATOR)
     assert (limit.max_micro_batch_size, limit.limited_by) == (65_536, "search")
-    assert limit.reason.endswith("the search ends there")
+    assert limit.reason.endswith("the search ended there, more may fit")
 
 
 def test_a_budget_that_ends_trials_is_said_with_the_straight_line():
@@ -256,7 +256,7 @@ def test_a_budget_that_ends_trials_is_said_with_the_straight_line():
     limit = limit_of(workload, budget=1.5, memory=free_bytes(CPU) // 4)
     assert limit.extrapolated
     assert limit.max_micro_batch_size > limit.trials[-1].micro_batch_size
-    assert f"tried up to {limit.trials[-1].micro_batch_size}, the rest follows the straight line" in limit.reason
+    assert f"tried to {limit.trials[-1].micro_batch_size}, the rest follows the straight line" in limit.reason
 
 
 def test_the_child_leaves_the_random_state_alone():

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from probing.made_up import law_of, noise_of, setup_of
 
-from anybatch.decide.lr_scaling import scale_learning_rate
 from anybatch.probing.frameworks import settings_to_copy
 from anybatch.probing.law import SampleLaw, StepPlan
 from anybatch.probing.recommend import (
@@ -236,8 +235,7 @@ def test_where_the_data_end_first_no_number_of_devices_is_named():
 
 def test_settings_say_the_same_in_each_framework():
     plan = StepPlan(32, 4, 0.1)
-    lr = scale_learning_rate(64, 128, family="sgd", critical_batch_size=1000)
-    settings = settings_to_copy(plan, 128, 1, 0.2, lr)
+    settings = settings_to_copy(plan, 128, 1, {"lr": 0.2})
     assert list(settings) == ["PyTorch", "Hugging Face", "Lightning"]
     assert "# 128 samples per step on 1 device(s)" in settings["PyTorch"]
     assert "accumulation_steps = 4" in settings["PyTorch"]
@@ -249,16 +247,16 @@ def test_settings_say_the_same_in_each_framework():
 
 
 def test_settings_carry_adams_betas():
-    lr = scale_learning_rate(64, 128, family="adam", betas=(0.9, 0.999))
-    settings = settings_to_copy(StepPlan(128, 1, 0.1), 128, 2, 0.001, lr)
-    assert "lr=0.001, betas=(0.8, 0.998)" in settings["PyTorch"]
-    assert "adam_beta1=0.8,\n    adam_beta2=0.998," in settings["Hugging Face"]
+    optimizer = {"lr": 0.001, "betas": (0.8, 0.998), "eps": 7e-9}
+    settings = settings_to_copy(StepPlan(128, 1, 0.1), 128, 2, optimizer)
+    assert "lr=0.001, betas=(0.8, 0.998), eps=7e-09" in settings["PyTorch"]
+    assert "adam_beta1=0.8,\n    adam_beta2=0.998,\n    adam_epsilon=7e-09," in settings["Hugging Face"]
     assert "accumulation_steps" not in settings["PyTorch"]
     assert "Trainer(devices=2, accumulate_grad_batches=1)" in settings["Lightning"]
 
 
 def test_settings_leave_out_a_rate_that_is_not_known():
-    settings = settings_to_copy(StepPlan(8, 1, 0.1), 8, 1, None, None)
+    settings = settings_to_copy(StepPlan(8, 1, 0.1), 8, 1, {})
     assert not any("learning_rate" in text or "lr" in text.split() for text in settings.values())
     for text in settings.values():
         compile(text.strip(), "settings", "exec")

@@ -149,9 +149,9 @@ def test_a_batch_that_does_not_fit_is_refused(arguments, world_size, message):
         steps(indices_workload(), 1, simulated_ranks(world_size)[0], **arguments)
 
 
-def test_a_stream_starts_again_and_drops_a_short_last_batch():
+def test_a_stream_starts_again_within_a_batch():
     workload = stream_workload(10)
-    assert steps(workload, 3, micro_batch_size=2) == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[0, 1], [2, 3]]]
+    assert steps(workload, 3, micro_batch_size=2) == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [0, 1]]]
 
 
 def test_ranks_share_a_stream():
@@ -160,9 +160,18 @@ def test_ranks_share_a_stream():
     assert shares == [[[[0, 2]], [[4, 6]]], [[[1, 3]], [[5, 7]]]]
 
 
-def test_a_stream_shorter_than_a_batch_is_refused():
-    with pytest.raises(InputError, match="stream must hold a batch of 4 samples per rank; it ended before"):
-        steps(stream_workload(3), 1)
+def test_an_empty_stream_is_refused():
+    message = "train_set must hold a sample for each rank; the stream is empty"
+    with pytest.raises(InputError, match=message):
+        steps(stream_workload(0), 1)
+    with pytest.raises(InputError, match=message):
+        SampleDraws(stream_workload(0), CPU, 0, "test").samples(1)
+
+
+def test_a_draw_may_repeat_a_stream_where_samples_need_not_be_distinct():
+    draws = SampleDraws(stream_workload(3), CPU, 0, "test")
+    assert draws.samples(7, distinct=False) == [0, 1, 2, 0, 1, 2, 0]
+    assert draws.stream_length == 3
 
 
 def test_draws_are_new_each_time_without_repeats_and_disjoint_over_ranks():
@@ -190,7 +199,7 @@ def test_a_draw_beyond_the_training_set_is_refused():
 def test_draws_from_a_stream_go_on_where_the_last_one_ended():
     draws = SampleDraws(stream_workload(10), CPU, 0, "test")
     assert [draws.samples(4), draws.samples(4), draws.samples(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
-    with pytest.raises(InputError, match="draw of 25 samples per rank must fit the stream; it ended after 18"):
+    with pytest.raises(InputError, match="draw of 25 samples per rank must fit the stream; it ends after 10"):
         draws.samples(25)
 
 

@@ -15,7 +15,7 @@ from train.small_workloads import CPU, cross_entropy, vectors_workload, weights_
 from anybatch import InputError, Milestones
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
-from anybatch.train.loop import accumulate, checked, start_training, to_device, train, train_step
+from anybatch.train.loop import accumulate, require_scalar, start_training, to_device, train, train_step
 from anybatch.workloads import load_workload
 
 
@@ -220,7 +220,7 @@ def test_a_workload_whose_functions_return_something_else_is_refused(changes, me
 )
 def test_a_loss_that_is_not_a_scalar_with_a_gradient_is_refused(loss, message):
     with pytest.raises(InputError, match=message):
-        checked(loss)
+        require_scalar(loss)
     workload = vectors_workload(loss=lambda model, batch: loss)
     steps = train(workload, CPU, start_training(workload, CPU, seed=0), batch_size=8, seed=0)
     with pytest.raises(InputError, match=message):
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_a_scalar_with_a_gradient_is_refused(loss, message):
 
 def test_a_good_loss_is_returned_as_it_is():
     loss = torch.tensor(1.0, requires_grad=True)
-    assert checked(loss) is loss
+    assert require_scalar(loss) is loss
 
 
 Pair = namedtuple("Pair", "image label")

@@ -48,7 +48,7 @@ def test_the_data_are_read_and_a_first_loss_is_that_of_guessing(name):
 
 def test_norms_and_biases_are_outside_weight_decay():
     model = SmallResNet()
-    decayed, other = _sgd(model, 0.1).param_groups
+    decayed, other = _sgd(model).param_groups
     assert (decayed["weight_decay"], other["weight_decay"]) == (1e-4, 0.0)
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     assert len(decayed["params"]) + len(other["params"]) == len(list(model.parameters()))

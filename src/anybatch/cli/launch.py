@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import traceback
@@ -43,7 +42,7 @@ def run(app: typer.Typer) -> int:
         message, code, cause = str(error), FAILED, error
     except Exception as error:
         hint = "" if debug else " Run again with --debug to see where."
-        message, code, cause = f"{type(error).__name__}: {error}.{hint}", FAILED, error
+        message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error
     if debug:
         traceback.print_exception(cause)
     _tell(message)
@@ -73,19 +72,17 @@ def _ranks() -> int:
 
 
 def _tell(message: str) -> None:
-    """Print an error once, whichever of the ranks meets it first; others may have met something else."""
-    rank = int(os.environ.get("RANK", "0"))
+    """Print an error; of several ranks only the first that fails, since the others fail of its absence."""
     if _ranks() == 1:
         print(f"anybatch: {message}", file=sys.stderr)
-    elif _is_first_to_say(message):
-        print(f"anybatch: {message} (rank {rank})", file=sys.stderr, flush=True)
+    elif _is_first_to_fail():
+        print(f"anybatch: {message} (rank {os.environ['RANK']})", file=sys.stderr, flush=True)
 
 
-def _is_first_to_say(message: str) -> bool:
-    digest = hashlib.blake2b(message.encode(), digest_size=8).hexdigest()
+def _is_first_to_fail() -> bool:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # pyright: ignore[reportPrivateImportUsage]
-        return store.add(f"anybatch/error/{digest}", 1) == 1
+        return store.add("anybatch/errors", 1) == 1
     except (KeyError, RuntimeError):
         return True

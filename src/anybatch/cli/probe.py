@@ -154,6 +154,8 @@ def _check_writable(path: Path | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
+    except FileExistsError as error:
+        raise InputError(f"{path} cannot be written: its folder is a file. Choose another one.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
     if not existed:

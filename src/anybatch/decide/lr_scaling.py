@@ -49,7 +49,7 @@ def scale_learning_rate(
     Args:
         base_batch_size: samples per step at which the rate was tuned.
         batch_size: samples per step it is wanted for.
-        family: "sgd" (momentum or not) or "adam" (Adam, AdamW and RMSprop).
+        family: "sgd" (momentum or not) or "adam" (Adam, AdamW and their kin with betas).
         critical_batch_size: from the noise scale, in samples; None where it was not measured.
         betas: Adam's, at the base batch size.
         rule: overrides the choice for SGD.
@@ -86,19 +86,16 @@ def _scale_adam(ratio: float, betas: tuple[float, float] | None, rule: Rule | No
     if rule == "linear":
         raise ValueError("rule must be sqrt for the adam family; got 'linear'.")
     factor = math.sqrt(ratio)
-    beta1, beta2 = betas or (0.9, 0.999)
-    holds = ratio * (1 - beta1) < 1
-    moved = (max(0.0, 1 - ratio * (1 - beta1)), max(0.0, 1 - ratio * (1 - beta2)))
-    limit = "" if holds else f"; beyond {1 / (1 - beta1):.0f} times the base batch beta1 would be negative"
-    return LrScale(
-        factor=factor,
-        rule="sqrt",
-        betas=None if betas is None else (round(moved[0], 12), round(moved[1], 12)),
-        eps_factor=1 / factor,
-        holds=holds,
-        reason=f"the square root of {ratio:.4g} for Adam, with betas {moved[0]:.4g} and {moved[1]:.4g} and epsilon "
-        f"divided by {factor:.3g}{limit}",
-    )
+    reason = f"the square root of {ratio:.4g} for Adam, with epsilon divided by {factor:.3g}"
+    if betas is None:
+        return LrScale(factor, "sqrt", None, 1 / factor, True, reason)
+    moved = tuple(1 - ratio * (1 - beta) for beta in betas)
+    holds = min(moved) >= 0
+    beta1, beta2 = (round(max(beta, 0.0), 12) for beta in moved)
+    reason += f" and betas {beta1:.4g} and {beta2:.4g}"
+    if not holds:
+        reason += f"; beyond {1 / (1 - min(betas)):.0f} times the base batch a beta would be negative and no rule holds"
+    return LrScale(factor, "sqrt", (beta1, beta2), 1 / factor, holds, reason)
 
 
 def _scale_sgd(ratio: float, largest: float, critical: float | None, rule: Rule | None) -> LrScale:

@@ -29,9 +29,11 @@ class NoiseScale:
         value: ratio of averages, in samples; None where undetermined.
         low: lower end of the confidence set.
         high: upper end; None where the set has none.
-        verdict: "undetermined" exactly when the set is unbounded: the gradient is not distinguishable from zero.
-        at_least: one-sided lower confidence limit, the number to quote where undetermined.
-        steps_to_settle: at least so many steps like these would bound the set; None where it is bounded.
+        verdict: "undetermined" where the set is unbounded, the gradient not being distinguishable from zero, or
+            empty, the squared norm being significantly negative.
+        at_least: one-sided lower confidence limit, the number to quote where undetermined; None where the set is
+            empty.
+        steps_to_settle: at least so many steps like these would bound the set; None where it is bounded or empty.
         inverse: |G|^2 / tr(S), which is finite and may be negative: the quantity to average over a run.
         inverse_std_error: its standard error.
         num_steps: steps that were used.
@@ -356,7 +358,7 @@ def _noise_scale(
         high=high,
         verdict="measured" if measured else "undetermined",
         at_least=at_least,
-        steps_to_settle=None if measured else steps_to_settle,
+        steps_to_settle=None if measured or at_least is None else steps_to_settle,
         inverse=inverse,
         inverse_std_error=inverse_std_error,
         num_steps=num_steps,

@@ -27,9 +27,7 @@ from anybatch.probing.recommend import (
 from anybatch.probing.result import ProbeResult
 from anybatch.workload import Workload
 
-FAMILIES: dict[str, Family] = {
-    "SGD": "sgd", "Adam": "adam", "AdamW": "adam", "NAdam": "adam", "RAdam": "adam", "RMSprop": "adam",
-}  # fmt: skip
+FAMILIES: dict[str, Family] = {"SGD": "sgd", "Adam": "adam", "AdamW": "adam", "NAdam": "adam", "RAdam": "adam"}
 
 
 def advise(
@@ -86,8 +84,6 @@ def advise(
         largest = setup.world_size * setup.max_micro_batch_size
         reasons["time_of_largest"] = f"the largest batch that fits, {largest}, over the recommended one, as predicted"
         reasons["samples_of_largest"] = "the same for samples to target"
-    group = optimizer.param_groups[0]
-    rate = None if lr is None else float(group.get("initial_lr", group["lr"])) * lr.factor  # before a warm-up
     recommendation = Recommendation(
         batch_size=size,
         batch_size_low=low if batch_size is None else size,
@@ -100,7 +96,7 @@ def advise(
         time_of_largest=time,
         samples_of_largest=samples,
         reasons=reasons,
-        settings=settings_to_copy(plan, size, world_size, rate, lr),
+        settings=settings_to_copy(plan, size, world_size, _moved_settings(optimizer, lr)),
     )
     return replace(
         result,
@@ -124,6 +120,17 @@ def _lr_scale(workload: Workload, optimizer: Optimizer, size: int, law: SampleLa
         critical_batch_size=law.critical_batch_size,
         betas=optimizer.param_groups[0].get("betas"),
     )
+
+
+def _moved_settings(optimizer: Optimizer, lr: LrScale | None) -> dict[str, float | tuple[float, float]]:
+    if lr is None:
+        return {}
+    group = optimizer.param_groups[0]
+    base = group.get("initial_lr", group["lr"])  # before a warm-up
+    moved: dict[str, float | tuple[float, float]] = {"lr": float(base) * lr.factor}
+    if lr.betas is not None:
+        moved |= {"betas": lr.betas, "eps": float(group["eps"]) * lr.eps_factor}
+    return moved
 
 
 def _why_batch_size(

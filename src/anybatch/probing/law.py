@@ -7,6 +7,7 @@ cancels in every ratio.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from anybatch.probing.throughput import ThroughputCurve
 from anybatch.train.data import near_equal_parts
 
 WORTH_ACCUMULATING = 0.95
+CHEAP_TO_EQUALIZE = 1.1
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,27 @@ class StepTimes:
             share: samples per optimizer step on this rank.
 
         Returns:
-            The fastest plan; accumulation only where it saves 5 % or more, or the share does not fit.
+            The fewest parts that fit, or more of them where that saves 5 % or more.
         """
-        options = [self._accumulated(share, int(size)) for size in self._sizes if size < min(share, self._largest)]
-        if share > self._largest:
-            return min([*options, self._accumulated(share, self._largest)], key=lambda plan: plan.seconds)
-        whole = StepPlan(share, 1, self._of_one(share))
-        fastest = min([*options, whole], key=lambda plan: plan.seconds)
-        return fastest if fastest.seconds < WORTH_ACCUMULATING * whole.seconds else whole
+        largest = min(share, self._largest)
+        smaller = [self._accumulated(share, int(size)) for size in self._sizes if size < largest]
+        fewest_parts = self._accumulated(share, largest)
+        fastest = min([*smaller, fewest_parts], key=lambda plan: plan.seconds)
+        return fastest if fastest.seconds < WORTH_ACCUMULATING * fewest_parts.seconds else fewest_parts
 
     def _accumulated(self, share: int, largest: int) -> StepPlan:
-        parts = _even_parts(share, largest)
-        backward = sum(self._of_one(part) - self._optimizer_seconds for part in (parts[0], parts[-1])) / 2
-        return StepPlan(parts[0], len(parts), len(parts) * backward + self._optimizer_seconds)
+        """Cut a share into the fewest parts, or into a few more that are equal where that costs little."""
+        fewest = self._in_parts(near_equal_parts(share, largest))
+        counts = range(fewest.accumulation_steps, 2 * fewest.accumulation_steps + 1)
+        equal = next((count for count in counts if share % count == 0), None)
+        if equal is None:
+            return fewest
+        plan = self._in_parts([share // equal] * equal)
+        return plan if plan.seconds <= CHEAP_TO_EQUALIZE * fewest.seconds else fewest
+
+    def _in_parts(self, parts: Sequence[int]) -> StepPlan:
+        backward = sum(self._of_one(part) - self._optimizer_seconds for part in parts)
+        return StepPlan(parts[0], len(parts), backward + self._optimizer_seconds)
 
     def _of_one(self, size: float) -> float:
         sizes, seconds = self._sizes, self._seconds
@@ -117,10 +127,3 @@ class StepTimes:
             return float(np.interp(size, sizes, seconds))
         slope = max((seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]), 0.0)
         return float(seconds[-1] + slope * (size - sizes[-1]))
-
-
-def _even_parts(share: int, largest: int) -> list[int]:
-    """Cut into equal parts of at most `largest` where up to twice as many allow it, else into near-equal ones."""
-    fewest = -(-share // largest)
-    equal = next((count for count in range(fewest, 2 * fewest + 1) if share % count == 0), None)
-    return near_equal_parts(share, largest) if equal is None else [share // equal] * equal

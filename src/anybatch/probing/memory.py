@@ -25,6 +25,9 @@ from anybatch.workload import Workload
 MEMORY_SHARE = 0.8
 MAX_TRIALS = 10
 STREAM_LIMIT = 65_536
+SAFETY = 0.98
+FEWEST_TO_EXTRAPOLATE = 4
+FURTHEST_EXTRAPOLATION = 32
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,19 @@ def free_bytes(runtime: Runtime) -> int:
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def largest_that_fits(fits: Callable[[int], bool], sizes: range, max_trials: int = MAX_TRIALS) -> int:
-    """Find the largest size that fits, in few trials: steps of four up, then halving in ratio.
+def largest_that_fits(
+    fits: Callable[[int], bool],
+    sizes: range,
+    max_trials: int = MAX_TRIALS,
+    go_on: Callable[[], bool] = lambda: True,
+) -> int:
+    """Find a size that fits, close to the largest that does, in few trials: steps of four up, then halving in ratio.
 
     Args:
         fits: tries one size.
         sizes: what may be tried, ascending by one.
         max_trials: at most so many calls.
+        go_on: asked after each trial whether there is time for another one.
 
     Returns:
         The largest size that was tried and fits; 0 where the first does not.
@@ -140,7 +149,7 @@ def largest_that_fits(fits: Callable[[int], bool], sizes: range, max_trials: int
         else:
             bad = size
         size = round((good * bad) ** 0.5) if bad <= upper else min(4 * good, upper)
-        if size <= good or size >= bad:
+        if size <= good or size >= bad or not go_on():
             break
     return good
 
@@ -158,15 +167,15 @@ def _search_on_accelerator(
     trials: list[MemoryTrial] = []
 
     def fits(size: int) -> bool:
-        peak = tries.peak_of(size)
-        ok = runtime.all(peak is not None and peak <= limit)
-        trials.append(MemoryTrial(size, peak, ok))
-        progress("memory", len(trials) / MAX_TRIALS, f"{size} samples {'fit' if ok else 'do not fit'}")
-        return ok
+        trials.append(_agreed_trial(runtime, limit, size, tries.peak_of(size)))
+        fit = trials[-1].fits
+        progress("memory", len(trials) / MAX_TRIALS, f"{size} samples {'fit' if fit else 'do not fit'}")
+        return fit
 
-    largest = largest_that_fits(fits, sizes)
+    deadline = time.monotonic() + budget
+    largest = largest_that_fits(fits, sizes, go_on=lambda: runtime.all(time.monotonic() < deadline))
     trials.sort(key=lambda one: one.micro_batch_size)
-    return _memory_limit(workload, largest, limit, sizes[-1], trials, extrapolated=False)
+    return _memory_limit(workload, largest, limit, sizes[-1], trials)
 
 
 def _search_on_cpu(
@@ -179,73 +188,102 @@ def _search_on_cpu(
     progress: Progress,
 ) -> MemoryLimit:
     trials: list[MemoryTrial] = []
-    extrapolated = False
+
+    def fits(child: ChildTrials, size: int) -> bool:
+        trials.append(_agreed_trial(runtime, limit, size, child.peak_of(size)))
+        progress("memory", min(size / sizes[-1], 1.0), f"{size} samples {'fit' if trials[-1].fits else 'do not fit'}")
+        return trials[-1].fits
+
+    extrapolated = at_limit = False
+    size, upper, deadline = sizes[0], sizes[-1], time.monotonic() + budget
     with ChildTrials(workload, runtime, seed) as child:
-        size, upper, deadline = sizes[0], sizes[-1], time.monotonic() + budget
-        while True:
-            started = time.monotonic()
-            peak = child.peak_of(size)
-            fits = runtime.all(peak is not None and peak <= limit)
-            trials.append(MemoryTrial(size, peak, fits))
-            progress("memory", min(size / upper, 1.0), f"{size} samples {'fit' if fits else 'do not fit'}")
-            if not fits or size >= upper:
-                break
+        started = time.monotonic()
+        while fits(child, size) and size < upper:
             following = _next_size(trials, limit, upper)
-            if following <= size:
-                break
             seconds = (time.monotonic() - started) * following / size
+            if at_limit := following == size:
+                break
             if not runtime.all(time.monotonic() + seconds < deadline):
                 extrapolated = True
                 break
-            size = following
+            size, started = following, time.monotonic()
+    if len(trials) > 1 and (between := _size_between(trials[-2], trials[-1], limit)) is not None:
+        with ChildTrials(workload, runtime, seed) as child:  # a fresh one, whose peak is its own
+            fits(child, between)
     largest = max((trial.micro_batch_size for trial in trials if trial.fits), default=0)
     if extrapolated:
-        largest = max(largest, _size_at_limit(trials, limit, upper))
-    largest = int(runtime.min([largest])[0])
-    return _memory_limit(workload, largest, limit, upper, trials, extrapolated)
+        largest = max(largest, _extrapolated_size(trials, limit, upper))
+        extrapolated = largest > trials[-1].micro_batch_size
+    trials.sort(key=lambda trial: trial.micro_batch_size)
+    return _memory_limit(workload, largest, limit, upper, trials, extrapolated=extrapolated, at_limit=at_limit)
+
+
+def _agreed_trial(runtime: Runtime, limit: int, size: int, peak: int | None) -> MemoryTrial:
+    """Take the worst of the ranks, so that all go on with the same size."""
+    if not runtime.all(peak is not None):
+        return MemoryTrial(size, None, False)
+    worst = int(runtime.max([peak or 0])[0])
+    return MemoryTrial(size, worst, worst <= limit)
 
 
 def _next_size(trials: list[MemoryTrial], limit: int, upper: int) -> int:
     """Double; near the limit go to where the straight line through the last two trials meets it."""
     size = trials[-1].micro_batch_size
-    return min(2 * size, _size_at_limit(trials, limit, upper), upper)
+    at_limit = _size_at_limit(trials[-2], trials[-1], limit) if len(trials) > 1 else None
+    return max(size, min(2 * size, upper, 2 * size if at_limit is None else at_limit))
 
 
-def _size_at_limit(trials: list[MemoryTrial], limit: int, upper: int) -> int:
-    if len(trials) < 2:
-        return upper
-    before, last = trials[-2:]
-    assert before.peak_bytes is not None
-    assert last.peak_bytes is not None
+def _size_between(good: MemoryTrial, bad: MemoryTrial, limit: int) -> int | None:
+    """Return a size to try between one that fits and one that does not; None where there is no such pair or size."""
+    if bad.fits or not good.fits:
+        return None
+    first, last = good.micro_batch_size + 1, bad.micro_batch_size - 1
+    on_line = _size_at_limit(good, bad, limit)
+    size = round((first * last) ** 0.5) if on_line is None else on_line
+    return min(max(size, first), last) if first <= last else None
+
+
+def _extrapolated_size(trials: list[MemoryTrial], limit: int, upper: int) -> int:
+    """Follow the straight line through the last two of several trials, not further than it can be trusted."""
+    at_limit = _size_at_limit(trials[-2], trials[-1], limit) if len(trials) >= FEWEST_TO_EXTRAPOLATE else None
+    return 0 if at_limit is None else min(at_limit, upper, FURTHEST_EXTRAPOLATION * trials[-1].micro_batch_size)
+
+
+def _size_at_limit(before: MemoryTrial, last: MemoryTrial, limit: int) -> int | None:
+    if before.peak_bytes is None or last.peak_bytes is None or last.peak_bytes <= before.peak_bytes:
+        return None
     slope = (last.peak_bytes - before.peak_bytes) / (last.micro_batch_size - before.micro_batch_size)
-    if slope <= 0:
-        return upper
-    return min(upper, int(last.micro_batch_size + 0.98 * (limit - last.peak_bytes) / slope))
+    return int(last.micro_batch_size + (SAFETY * limit - last.peak_bytes) / slope)
 
 
 def _memory_limit(
-    workload: Workload, largest: int, limit: int, upper: int, trials: list[MemoryTrial], extrapolated: bool
+    workload: Workload,
+    largest: int,
+    limit: int,
+    upper: int,
+    trials: list[MemoryTrial],
+    *,
+    extrapolated: bool = False,
+    at_limit: bool = False,
 ) -> MemoryLimit:
     if largest == 0:
-        peak = trials[0].peak_bytes
-        what = "one sample" if trials[0].micro_batch_size == 1 else f"{trials[0].micro_batch_size} samples"
-        needs = f"training on it takes {memory_size(peak)}" if peak else "it does not fit"
-        raise InputError(
-            f"memory must hold {what}; got {memory_size(limit)}, and {needs}. "
-            "Give more memory or make the model smaller."
-        )
-    last = trials[-1]
-    if largest < upper:
-        limited_by = "memory"
-        reason = f"{largest} samples fit in {memory_size(limit)}"
-    elif workload.num_samples is None:
-        limited_by = "search"
-        reason = f"{largest} samples fit in {memory_size(limit)}; the search ends there"
-    else:
+        raise InputError(_too_small(trials[0], limit))
+    limited_by: Literal["memory", "dataset", "search"] = "memory"
+    reason = f"{largest} samples fit in {memory_size(limit)}"
+    if largest >= upper and workload.num_samples is not None:
         limited_by = "dataset"
         reason = f"all {largest} samples of the training set fit at once in {memory_size(limit)}"
+    elif all(trial.fits for trial in trials) and not extrapolated and not at_limit:
+        limited_by = "search"
+        reason += "; the search ended there, more may fit"
     if extrapolated:
         reason += (
-            f"; tried up to {last.micro_batch_size}, the rest follows the straight line through the last two trials"
+            f"; tried to {trials[-1].micro_batch_size}, the rest follows the straight line through the last two trials"
         )
     return MemoryLimit(largest, limited_by, limit, extrapolated, tuple(trials), reason)
+
+
+def _too_small(first: MemoryTrial, limit: int) -> str:
+    what = "one sample" if first.micro_batch_size == 1 else f"{first.micro_batch_size} samples"
+    needs = f"training on it takes {memory_size(first.peak_bytes)}" if first.peak_bytes else "it does not fit"
+    return f"memory must hold {what}; got {memory_size(limit)}, and {needs}. Give more, or make the model smaller."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import multiprocessing
-import resource
+import pickle
 import sys
 import warnings
 from multiprocessing.connection import Connection
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from anybatch.errors import AnybatchError, RunError
+from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.train.data import SampleDraws, collate
 from anybatch.train.loop import Training, start_training, to_device, train_step
 from anybatch.train.runtime import Runtime
@@ -97,7 +97,7 @@ def worst_case_samples(workload: Workload, seed: int) -> list[Any]:
     """
     draws = SampleDraws(workload, Runtime(torch.device("cpu")), seed, "memory")
     num_scanned = min(NUM_SAMPLES_SCANNED, workload.num_samples or NUM_SAMPLES_SCANNED)
-    return sorted(draws.samples(num_scanned), key=_num_elements, reverse=True)[:8]
+    return sorted(draws.samples(num_scanned, distinct=False), key=_num_elements, reverse=True)[:8]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -129,7 +129,13 @@ class ChildTrials:
         self._process = context.Process(target=_answer, args=(other, workload, alone, seed), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
         with warnings.catch_warnings():  # the child uses one thread, so it needs none of the parent's
             warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            self._process.start()
+            try:
+                self._process.start()
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(
+                    f"a workload must pickle to be tried in a process of its own here; {error}. "
+                    "Use functions of a module instead of lambdas."
+                ) from error
         other.close()
 
     def peak_of(self, size: int) -> int | None:
@@ -168,11 +174,17 @@ def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: 
                     raise
                 connection.send(None)
                 continue
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            connection.send(peak if sys.platform == "darwin" else 1024 * peak)
+            connection.send(_peak_bytes())
     except (EOFError, KeyboardInterrupt):
         return
     except AnybatchError as error:
         connection.send(error)
     except Exception as error:
         connection.send(RunError(f"training failed with {type(error).__name__}: {error}"))
+
+
+def _peak_bytes() -> int:
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -76,6 +76,7 @@ def measure_noise_along_runs(
     samples_per_second: float,
     budget: float = 30.0,
     target: Target = "training_set",
+    num_workers: int = 0,
     seed: int = 0,
     progress: Progress,
 ) -> NoiseCurve:
@@ -93,6 +94,7 @@ def measure_noise_along_runs(
         samples_per_second: that a run may expect at its batch size.
         budget: seconds for runs and measurements.
         target: see `estimate_noise_scale`.
+        num_workers: of the data loader.
         seed: of weights and samples.
         progress: told at each point.
 
@@ -107,7 +109,15 @@ def measure_noise_along_runs(
     num_runs = _num_runs(num_samples / samples_per_second, share, budget)
     fractions, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
     plan = _RunPlan(
-        batch_size, num_samples, fractions, step_size, micro_batch_sizes, samples_per_second, budget / num_runs, target
+        batch_size=batch_size,
+        num_samples=num_samples,
+        fractions=fractions,
+        step_size=step_size,
+        micro_batch_sizes=micro_batch_sizes,
+        samples_per_second=samples_per_second,
+        budget=budget / num_runs,
+        target=target,
+        num_workers=num_workers,
     )
     runs: list[list[NoisePoint]] = []
     metrics: dict[str, float] = {}
@@ -220,6 +230,7 @@ class _RunPlan:
     samples_per_second: float
     budget: float
     target: Target
+    num_workers: int
 
 
 def _run(
@@ -234,6 +245,7 @@ def _run(
         batch_size=plan.batch_size,
         micro_batch_size=plan.micro_batch_sizes.largest,
         seed=seed,
+        num_workers=plan.num_workers,
     )
     started = time.monotonic()
     points: list[NoisePoint] = []

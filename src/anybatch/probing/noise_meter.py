@@ -65,8 +65,6 @@ class NoiseMeter:
         source = MicroBatches if runtime.world_size == 1 else Ranks
         self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
         self._step_size = step_size
-        population = workload.num_samples
-        self._largest_step = min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
 
     def measure(self, budget: float, precision: Precision) -> tuple[float, NoiseScale]:
         """Measure in rounds of steps until the noise scale is precise or another round would overrun the budget.
@@ -95,9 +93,16 @@ class NoiseMeter:
                 spent = time.monotonic() - started
                 if precision.reached(noise) or not self._runtime.all(spent * 3 < budget):
                     return sum(losses) / len(losses), noise
-                if 2 * self._step_size <= self._largest_step:
+                if 2 * self._step_size <= self._most_per_step():
                     self._step_size *= 2
                     moments, losses = [], []
+
+    def _most_per_step(self) -> int:
+        """Return the largest step that draws no sample twice, as far as is known of a stream."""
+        population = self._workload.num_samples
+        if population is None and self._draws.stream_length is not None:
+            population = self._draws.stream_length * self._runtime.world_size
+        return min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
 
     def _round(self, moments: list[GradientMoments], losses: list[float]) -> None:
         sizes = self._part_sizes()
@@ -110,13 +115,13 @@ class NoiseMeter:
     def _part_sizes(self) -> list[int]:
         """Cut a rank's share of a step into parts that train and fit."""
         ranks = self._runtime.world_size
-        share = min(self._step_size, self._largest_step) // ranks
+        share = min(self._step_size, self._most_per_step()) // ranks
         most = share // self._micro_batch_sizes.smallest
         count = max(min(-(-PARTS_PER_STEP // ranks), most), -(-share // self._micro_batch_sizes.largest))
         if count * ranks < 2 or most < 1:
             raise InputError(
                 f"the noise scale needs 2 micro-batches of at least {self._micro_batch_sizes.smallest} samples a step; "
-                f"the training set has {self._largest_step} samples for {ranks} ranks."
+                f"the training set has {self._most_per_step()} samples for {ranks} ranks."
             )
         return near_equal_parts(share, -(-share // count))
 

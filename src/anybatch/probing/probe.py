@@ -32,7 +32,9 @@ from anybatch.probing.recommend import Objective
 from anybatch.probing.result import ProbeResult
 from anybatch.probing.throughput import measure_throughput
 from anybatch.train.checkpoint import load_weights, put_weights
+from anybatch.train.data import derive_seed
 from anybatch.train.loop import start_training
+from anybatch.train.preserve import seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -135,14 +137,16 @@ class _Probe:
         self.progress = progress
         self.result = ProbeResult(workload.name, asdict(settings), _environment(runtime))
         self.min_micro_batch_size = 1
-        self.weights = None if settings.checkpoint is None else load_weights(settings.checkpoint)
+        self.weights: dict[str, torch.Tensor] | None = None
 
     def run(self) -> ProbeResult:
         started = time.monotonic()
+        stages = (self.check, self.memory, self.throughput, self.noise_scale, self.recommend)
         try:
-            for stage in (self.check, self.memory, self.throughput, self.noise_scale, self.recommend):
-                with self._timed(stage.__name__):
-                    stage()
+            with seeded(self.runtime.device, derive_seed(self.settings.seed, "probe", self.runtime.rank)):
+                for stage in stages:
+                    with self._timed(stage.__name__):
+                        stage()
         except AnybatchError as error:
             error.partial = self._partial()
             raise
@@ -152,6 +156,9 @@ class _Probe:
         return replace(self.result, seconds=seconds)
 
     def check(self) -> None:
+        if self.settings.checkpoint is not None:
+            self.weights = load_weights(self.settings.checkpoint)
+            put_weights(start_training(self.workload, Runtime(self.runtime.device), seed=0).model, self.weights)
         found = check_input(self.workload, self.runtime, seed=self.settings.seed)
         self.min_micro_batch_size = found.min_micro_batch_size
         self.result = replace(self.result, warnings=found.warnings)
@@ -200,7 +207,8 @@ class _Probe:
             put_weights(model, self.weights)
             noise = measure_noise_at_checkpoint(self.workload, self.runtime, model, **common)
         else:
-            noise = measure_noise_along_runs(self.workload, self.runtime, **common)
+            workers = self.settings.num_workers
+            noise = measure_noise_along_runs(self.workload, self.runtime, num_workers=workers, **common)
         self.result = replace(self.result, noise=noise)
 
     def recommend(self) -> None:
@@ -224,17 +232,16 @@ class _Probe:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Time a stage, and tell a model that fails inside it from a failure of ours."""
+        """Time a stage, and give what the user's code raises inside it a sentence."""
         self.progress(stage, 0.0)
         started = time.monotonic()
         try:
             yield
         except AnybatchError:
             raise
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise RunError(f"memory ran out while measuring {stage}: {_first_line(error)}") from error
-            raise
+        except Exception as error:
+            what = "memory ran out" if is_out_of_memory(error) else f"it failed with {type(error).__name__}"
+            raise RunError(f"while measuring {stage.replace('_', ' ')} {what}: {_first_line(error)}") from error
         finally:
             seconds = {**self.result.seconds, stage: time.monotonic() - started}
             self.result = replace(self.result, seconds=seconds)

@@ -193,7 +193,9 @@ def device_table(setup: Setup, devices: Sequence[int]) -> list[DevicePoint]:
         One point per number that the training set has samples for.
     """
     limit = setup.num_samples
-    return [_device_point(setup, count) for count in devices if limit is None or count <= limit]
+    return [
+        _device_point(setup, count) for count in devices if limit is None or count * setup.min_micro_batch_size <= limit
+    ]
 
 
 def diminishing_devices(setup: Setup) -> Diminishing:
@@ -206,7 +208,8 @@ def diminishing_devices(setup: Setup) -> Diminishing:
         A power of two; None where the training set or the search ends first.
     """
     count = 2
-    while count <= min(setup.num_samples or LARGEST_DEVICES, LARGEST_DEVICES):
+    most = min(setup.num_samples or LARGEST_DEVICES, LARGEST_DEVICES) // setup.min_micro_batch_size
+    while count <= most:
         point = _device_point(setup, count)
         if point.efficiency < 0.5:
             return Diminishing(
@@ -255,7 +258,7 @@ def _device_point(setup: Setup, count: int) -> DevicePoint:
     shares = [2**power for power in range(24) if 2**power >= setup.min_micro_batch_size]
     shares = [share for share in shares if share <= setup.max_micro_batch_size] or [setup.min_micro_batch_size]
     limit = setup.num_samples
-    fitting = [share for share in shares if limit is None or share * count <= limit] or shares[:1]
+    fitting = [share for share in shares if limit is None or share * count <= limit]
 
     def seconds(devices: int, share: int, end: int) -> float:
         return setup.law.samples(devices * share)[end] * setup.times.plan(share).seconds / (devices * share)

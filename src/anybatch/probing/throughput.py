@@ -145,7 +145,7 @@ def _time_size(
     num_workers: int,
     seed: int,
 ) -> ThroughputPoint:
-    fixed = draws.parts([size])
+    fixed = draws.parts([size], distinct=False)
     batches = step_batches(
         workload,
         runtime,

@@ -39,7 +39,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     if isinstance(saved, dict):
         saved = next((saved[key] for key in NESTED if isinstance(saved.get(key), dict)), saved)
     if not isinstance(saved, dict) or not saved or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise InputError(f"checkpoint {path} must hold a state dict; it holds {type(saved).__name__}.")
+        raise InputError(f"checkpoint {path} must hold names with their tensors; it holds something else.")
     return {_without_wrappers(name): value for name, value in saved.items()}
 
 

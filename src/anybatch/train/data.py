@@ -68,6 +68,7 @@ class SampleDraws:
     """Samples drawn anew for each measurement, without replacement within one.
 
     A dataset without a length is read on from where the last draw ended; each of W ranks keeps every W-th sample.
+    `stream_length` is how many this rank keeps of a pass, once a stream has ended.
     """
 
     def __init__(self, workload: Workload, runtime: Runtime, seed: int, purpose: str) -> None:
@@ -77,12 +78,16 @@ class SampleDraws:
         self._dataset = _SeededDataset(workload.train_set, self._seed)
         self._num_draws = 0
         self._stream: Iterator[Any] = iter(())
+        self._has_started = False
+        self._num_read = 0
+        self.stream_length: int | None = None
 
-    def parts(self, sizes: Sequence[int]) -> list[MicroBatch]:
+    def parts(self, sizes: Sequence[int], *, distinct: bool = True) -> list[MicroBatch]:
         """Draw this rank's parts; every rank asks for the same sizes and gets other samples.
 
         Args:
             sizes: samples per part.
+            distinct: see `samples`.
 
         Returns:
             One (batch, number of samples) per size.
@@ -90,14 +95,15 @@ class SampleDraws:
         Raises:
             InputError: more samples than the training set has.
         """
-        samples = iter(self.samples(sum(sizes)))
+        samples = iter(self.samples(sum(sizes), distinct=distinct))
         return [(collate(self._workload, list(islice(samples, size))), size) for size in sizes]
 
-    def samples(self, num_samples: int) -> list[Any]:
+    def samples(self, num_samples: int, *, distinct: bool = True) -> list[Any]:
         """Draw samples of this rank.
 
         Args:
             num_samples: how many for each rank.
+            distinct: whether a draw larger than a stream is refused; else the stream is repeated.
 
         Returns:
             Samples as the dataset gives them.
@@ -109,23 +115,35 @@ class SampleDraws:
         total = num_samples * self._runtime.world_size
         population = self._workload.num_samples
         if population is None:
-            return self._read(num_samples)
+            return self._read(num_samples, distinct)
         if total > population:
             raise InputError(f"a draw of {total} samples must fit the training set; it has {population}.")
         draw = random.Random(derive_seed(self._seed, self._num_draws)).sample(range(population), total)
         first = self._runtime.rank * num_samples
         return [self._dataset[self._num_draws, index] for index in draw[first : first + num_samples]]
 
-    def _read(self, num_samples: int) -> list[Any]:
-        samples = list(islice(self._stream, num_samples))
-        if len(samples) < num_samples:
-            self._stream = _own_share(self._workload, self._runtime)
-            samples += islice(self._stream, num_samples - len(samples))
-        if len(samples) < num_samples:
+    def _read(self, num_samples: int, distinct: bool) -> list[Any]:
+        samples: list[Any] = []
+        while len(samples) < num_samples:
+            found = list(islice(self._stream, num_samples - len(samples)))
+            samples += found
+            self._num_read += len(found)
+            if len(samples) < num_samples:
+                self._start_again()
+        if distinct and self.stream_length is not None and num_samples > self.stream_length:
             raise InputError(
-                f"a draw of {num_samples} samples per rank must fit the stream; it ended after {len(samples)}."
+                f"a draw of {num_samples} samples per rank must fit the stream; it ends after {self.stream_length}. "
+                "Give the dataset a length, or more samples."
             )
         return samples
+
+    def _start_again(self) -> None:
+        if self._has_started:
+            self.stream_length = self._num_read
+            if not self._num_read:
+                raise InputError("train_set must hold a sample for each rank; the stream is empty.")
+        self._has_started, self._num_read = True, 0
+        self._stream = _own_share(self._workload, self._runtime)
 
 
 def step_batches(
@@ -141,7 +159,7 @@ def step_batches(
 
     Args:
         workload: whose training set is shuffled anew each epoch; what is left of an epoch below one batch is
-            dropped. A dataset without a length starts again when it ends.
+            dropped. A dataset without a length starts again when it ends, within a batch if need be.
         runtime: each of W ranks gets its share of every batch.
         batch_size: samples per step over all ranks.
         micro_batch_size: at most so many samples per forward pass.
@@ -234,13 +252,17 @@ def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:
 
 
 def _streamed(workload: Workload, runtime: Runtime, sizes: list[int]) -> Iterator[Any]:
+    samples = _repeated(workload, runtime)
     while True:
-        samples = _own_share(workload, runtime)
-        num_steps = 0
-        while len(step := list(islice(samples, sum(sizes)))) == sum(sizes):
-            num_steps += 1
-            rest = iter(step)
-            for size in sizes:
-                yield collate(workload, list(islice(rest, size)))
-        if not num_steps:
-            raise InputError(f"the stream must hold a batch of {sum(sizes)} samples per rank; it ended before.")
+        for size in sizes:
+            yield collate(workload, list(islice(samples, size)))
+
+
+def _repeated(workload: Workload, runtime: Runtime) -> Iterator[Any]:
+    while True:
+        is_empty = True
+        for sample in _own_share(workload, runtime):
+            is_empty = False
+            yield sample
+        if is_empty:
+            raise InputError("train_set must hold a sample for each rank; the stream is empty.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -151,25 +152,24 @@ def accumulate(
     Raises:
         InputError: a loss that is not a scalar with a gradient.
     """
-    batches = [to_device(batch, runtime.device) for batch, _ in micro_batches]
     sizes = [
         float(count if workload.batch_size_of is None else workload.batch_size_of(batch))
-        for batch, (_, count) in zip(batches, micro_batches, strict=True)
+        for batch, count in micro_batches
     ]
     total = runtime.sum([sum(sizes)])[0]
     losses = []
-    for index, (batch, size) in enumerate(zip(batches, sizes, strict=True)):
+    for index, ((batch, _), size) in enumerate(zip(micro_batches, sizes, strict=True)):
         weight = size * runtime.world_size / total
-        with _averaging(model, last=index == len(batches) - 1):
+        with _averaging(model, last=index == len(sizes) - 1):
             with runtime.precision():
-                loss = checked(workload.loss(model, batch))
+                loss = require_scalar(workload.loss(model, to_device(batch, runtime.device)))
             with nullcontext() if source is None else source.sub_batch(size, weight):
                 (loss * weight).backward()
         losses.append(loss.detach() * (size / sum(sizes)))
     return torch.stack(losses).sum()
 
 
-def checked(loss: Any) -> Tensor:
+def require_scalar(loss: Any) -> Tensor:
     """Return the loss if it is a scalar with a gradient.
 
     Args:
@@ -196,7 +196,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor of a nested batch; whatever else it holds stays as it is.
 
     Args:
-        batch: tensors, mappings, sequences, named tuples, dataclasses, or objects with a `to` method.
+        batch: tensors, mutable mappings, lists, tuples, named tuples, dataclasses, or objects with a `to` method.
         device: where to.
 
     Returns:
@@ -206,8 +206,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):
         return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)
+        for key, value in batch.items():
+            moved[key] = to_device(value, device)
+        return moved
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):

@@ -26,12 +26,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     modes = [(module, module.training) for module in model.modules()]
-    random_states = random.getstate(), np.random.get_state()
-    devices = {parameter.device for parameter, _ in grads if parameter.device.type == "cuda"}
     for parameter, _ in grads:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(devices=sorted(devices, key=str)):
+        with _random_states(next(model.parameters()).device):
             yield
     finally:
         for parameter, grad in grads:
@@ -41,5 +39,32 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
         for module, mode in modes:
             module.training = mode
-        random.setstate(random_states[0])
-        np.random.set_state(random_states[1])
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global random generators, which dropout draws from, and put them back when the block ends.
+
+    Args:
+        device: whose generator is seeded too.
+        seed: of torch, random and numpy.
+
+    Yields:
+        Nothing.
+    """
+    with _random_states(device):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
+
+
+@contextmanager
+def _random_states(device: torch.device) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -31,7 +31,7 @@ def digits() -> Workload:
         eval_set=TensorDataset(images[num_train:], labels[num_train:]),
         loss=cross_entropy,
         metric=Accuracy,
-        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.5),
+        optimizer=_sgd,
         base_batch_size=32,
         epochs=3,
     )
@@ -54,6 +54,10 @@ class SmallCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return (N, 10) logits of (N, 1, 8, 8) images."""
         return self.classifier(self.features(images))
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.5)
 
 
 def _load() -> tuple[Tensor, Tensor]:

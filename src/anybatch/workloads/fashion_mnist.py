@@ -26,7 +26,7 @@ def fashion_mnist_mlp(data_root: str | Path | None = None) -> Workload:
     Raises:
         InputError: torchvision is not installed, or the data is not there and cannot be downloaded.
     """
-    return _fashion_mnist("fashion-mnist", _mlp, data_root, learning_rate=0.1)
+    return _fashion_mnist("fashion-mnist", _mlp, data_root)
 
 
 def fashion_mnist_resnet(data_root: str | Path | None = None) -> Workload:
@@ -41,7 +41,7 @@ def fashion_mnist_resnet(data_root: str | Path | None = None) -> Workload:
     Raises:
         InputError: as for `fashion_mnist_mlp`.
     """
-    return _fashion_mnist("fashion-mnist-resnet", SmallResNet, data_root, learning_rate=0.1)
+    return _fashion_mnist("fashion-mnist-resnet", SmallResNet, data_root)
 
 
 class SmallResNet(nn.Module):
@@ -80,7 +80,7 @@ def _mlp() -> nn.Module:
     )
 
 
-def _fashion_mnist(name: str, model: Any, data_root: str | Path | None, learning_rate: float) -> Workload:
+def _fashion_mnist(name: str, model: Any, data_root: str | Path | None) -> Workload:
     root = Path("data" if data_root is None else data_root)
     return Workload(
         name=name,
@@ -89,18 +89,18 @@ def _fashion_mnist(name: str, model: Any, data_root: str | Path | None, learning
         eval_set=_images(root, train=False),
         loss=cross_entropy,
         metric=Accuracy,
-        optimizer=lambda model: _sgd(model, learning_rate),
+        optimizer=_sgd,
         base_batch_size=128,
         epochs=10,
     )
 
 
-def _sgd(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     """Keep norms and biases, which are vectors, outside weight decay."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 1e-4}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 def _images(root: Path, *, train: bool) -> TensorDataset:

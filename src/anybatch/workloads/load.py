@@ -74,11 +74,11 @@ def _module(path: Path) -> Any:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:  # and it stays, as for a script, since functions import too
+        sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise InputError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
     return module
