@@ -114,13 +114,13 @@ def test_without_a_command_the_help_is_shown(run):
         ([mine("not_a_function")], 2, "has no function 'not_a_function'."),
         ([mine("a_number")], 2, "a_number must return an anybatch.Workload; got int."),
         ([mine("raising")], 2, "raising raised OSError: disk on fire"),
-        ([mine("empty")], 2, "train_set of a Workload must be of at least 2 samples; got 0 samples."),
-        ([mine("one_sample")], 2, "train_set of a Workload must be of at least 2 samples; got 1 sample"),
-        ([mine("vector_loss")], 2, "must return a scalar; got shape (8,). Take the mean over samples."),
+        ([mine("empty")], 2, "train_set of a Workload must be of at least 2 samples; got 0."),
+        ([mine("one_sample")], 2, "train_set of a Workload must be of at least 2 samples; got 1"),
+        ([mine("vector_loss")], 2, "must return a scalar; got shape (2,). Take the mean over samples."),
         ([mine("summed")], 2, "the loss is sum-reduced: it doubles when the batch is doubled. Return the mean"),
         ([mine("nan_loss")], 1, "the loss is nan on the first batch, before any step."),
         ([mine("frozen")], 2, "the model must have a trainable parameter; got none. Set requires_grad on some."),
-        ([mine("wrong_shapes")], 1, "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ([mine("wrong_shapes")], 1, "RuntimeError in checking the input: mat1 and mat2 shapes cannot be multiplied"),
         ([mine("good"), "--batch-size", "97"], 2, "batch_size must be at most the training set's 96 samples; got 97."),
         ([mine("good"), "--memory", "1MB"], 2, "memory must hold one sample; got 1 MB, and training on it takes "),
         ([mine("good"), "--memory", "0"], 2, "memory must hold one sample; got 0 MB"),
@@ -157,7 +157,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(run, tmp_path,
     code, _, err = run("probe", "none.py:f", option, tmp_path / below)
     assert code == 2
     assert "cannot be written: " in err
-    assert "Choose another file." in err
+    assert "Choose another" in err
     assert len(err.splitlines()) == 1
 
 

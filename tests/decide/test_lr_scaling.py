@@ -70,7 +70,7 @@ def test_adam_says_where_its_rule_ends():
     scale = scale_learning_rate(100, 2000, family="adam", betas=(0.9, 0.999))
     assert not scale.holds
     assert scale.betas == (0.0, pytest.approx(0.98))
-    assert "beyond 10 times the base batch beta1 would be negative" in scale.reason
+    assert "beyond 10 times the base batch a beta would be negative" in scale.reason
 
 
 def test_adam_without_betas_gives_none():

@@ -37,7 +37,6 @@ def noise_of(value: float | None, low: float = 0.0, high: float | None = None, *
         "num_skipped": 0,
         "confidence": 0.95,
         "target": "training_set",
-        "reason": "made up",
         **changes,
     }
     return NoiseScale(**fields)

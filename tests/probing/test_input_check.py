@@ -92,7 +92,7 @@ def relative_difference_by_hand(workload) -> float:
         (
             lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"),
             InputError,
-            r"must return a scalar; got shape \(8,\)\. Take the mean over samples",
+            r"must return a scalar; got shape \(2,\)\. Take the mean over samples",
         ),
         (lambda model, batch: cross_entropy(model, batch).item(), InputError, "must return a scalar Tensor; got float"),
         (lambda model, batch: None, InputError, "must return a scalar Tensor; got NoneType"),
@@ -236,3 +236,16 @@ def test_the_check_repeats():
     assert first == second
     differences = [check_input(conv_workload(), CPU, seed=seed).warnings[0].relative_difference for seed in range(3)]
     assert all(one != other for one, other in pairwise(differences))
+
+
+@pytest.mark.parametrize(("most", "causes"), [(4, []), (2, []), (1, ["not checked"])])
+def test_the_check_is_halved_until_it_fits_in_memory(most, causes):
+    """Batches of more than `most` samples are halved until they fit; where two do not fit it says so."""
+
+    def loss(model, batch):
+        if len(batch[0]) > most and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return cross_entropy(model, batch)
+
+    found = check_input(vectors_workload(loss=loss), CPU)
+    assert [warning.cause for warning in found.warnings] == causes

@@ -62,9 +62,9 @@ def test_seconds_between_measured_sizes_lie_on_straight_lines():
     assert times.plan(8).seconds == pytest.approx(0.02)  # two parts of 4 are faster than 0.03
 
 
-def test_seconds_beyond_the_last_size_go_on_with_its_slope():
+def test_seconds_beyond_the_last_size_are_never_less_per_sample_than_the_best_measured():
     times = times_of(affine, sizes=(1, 2, 4), largest=16)
-    assert times.plan(10) == StepPlan(10, 1, pytest.approx(affine(10)))
+    assert times.plan(10) == StepPlan(10, 1, pytest.approx(affine(4) / 4 * 10))  # never faster per sample than measured
 
 
 def test_more_samples_never_take_less_beyond_the_last_size():

@@ -31,7 +31,7 @@ from anybatch.probing.noise import (
     run_batch_size,
     run_lr_scale,
 )
-from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, Precision
+from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, StoppingRule
 from anybatch.probing.progress import silent
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
@@ -73,7 +73,7 @@ def trained_digits(request):
 def test_the_interval_holds_the_exact_noise_scale_of_the_digits(trained_digits, target, seed):
     workload, model, exact, _ = trained_digits
     meter = meter_of(workload, model, seed, target, MicroBatchSizes(1, 512))
-    loss, noise = meter.measure(1.0, Precision())
+    loss, noise = meter.measure(1.0, StoppingRule())
     wanted = getattr(exact, target)
     assert noise.verdict == "measured"
     assert noise.target == target
@@ -112,7 +112,7 @@ def test_measuring_on_the_way_gives_the_same_weights(model):
         meter = meter_of(workload, training.model)
         for step, _ in enumerate(islice(train(workload, CPU, training, batch_size=8, seed=0), 20)):
             if step in measure_at:
-                meter.measure(0.0, Precision())
+                meter.measure(0.0, StoppingRule())
         return weights_of(training.model), torch.random.get_rng_state()
 
     plain, state = weights(())
@@ -131,7 +131,7 @@ def test_measuring_the_digits_on_the_way_gives_the_same_weights():
         for _ in range(3):
             list(islice(steps, 5))
             if measure:
-                meter.measure(0.0, Precision())
+                meter.measure(0.0, StoppingRule())
         return weights_of(training.model)
 
     assert torch.equal(weights(False), weights(True))
@@ -142,7 +142,7 @@ def test_measuring_leaves_gradients_as_they_were():
     training = start_training(workload, CPU, seed=0)
     next(train(workload, CPU, training, batch_size=8, seed=0))
     before = [parameter.grad.clone() for parameter in training.model.parameters()]
-    meter_of(workload, training.model).measure(0.0, Precision())
+    meter_of(workload, training.model).measure(0.0, StoppingRule())
     after = [parameter.grad for parameter in training.model.parameters()]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -189,7 +189,7 @@ def test_a_run_is_as_long_as_half_the_budget_allows():
 def test_without_epochs_the_share_of_training_is_unknown():
     curve = along_runs(vectors_workload(epochs=None), samples_per_second=1600, budget=0.5)
     assert curve.share_of_training is None
-    assert curve.points[-1].num_samples == 400
+    assert curve.points[-1].num_samples == 288  # 3 epochs of 96
     assert "epochs" not in curve.reason
 
 
@@ -212,8 +212,9 @@ def test_sizes_may_count_something_else_than_samples():
     meter = meter_of(workload, start_training(workload, CPU, seed=0).model)
     plain = vectors_workload()
     other = meter_of(plain, start_training(plain, CPU, seed=0).model)
-    in_tens, in_samples = (one.measure(0.0, Precision())[1] for one in (meter, other))
-    assert in_tens.value == pytest.approx(10 * in_samples.value, rel=0.02)  # (size - 1) / size of 960 and 96
+    in_tens, in_samples = (one.measure(0.0, StoppingRule())[1] for one in (meter, other))
+    assert meter.size_per_sample == 10
+    assert in_tens.value == pytest.approx(in_samples.value, rel=0.02)  # (size - 1) / size of 960 and 96
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_a_few_gradients_that_are_not_finite_are_left_out_and_counted():
 
     workload = vectors_workload(loss=loss)
     meter = meter_of(workload, start_training(workload, CPU, seed=0).model)
-    _, noise = meter.measure(0.0, Precision())
+    _, noise = meter.measure(0.0, StoppingRule())
     assert (noise.num_skipped, noise.num_steps) == (1, 15)
 
 
@@ -353,7 +354,7 @@ def test_the_run_takes_a_quarter_of_the_base_batch(base, num_samples, world_size
     runtime = simulated_ranks(world_size)[0]
     assert run_batch_size(workload, runtime) == batch_size
     wanted = 1 if base is None else (batch_size / base) ** 0.5
-    assert run_lr_scale(workload, runtime) == pytest.approx(wanted)
+    assert run_lr_scale(workload, batch_size) == pytest.approx(wanted)
 
 
 def test_a_run_that_trains_has_a_noise_scale_that_grows():

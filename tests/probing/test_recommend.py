@@ -216,18 +216,18 @@ def test_more_devices_than_samples_are_left_out():
     assert [point.devices for point in device_table(setup, [1, 8, 64, 512])] == [1, 8, 64]
 
 
-def test_diminishing_returns_are_where_a_device_earns_less_than_half():
+def test_diminishing_returns_are_where_the_efficiency_falls_below_one_half():
     setup = setup_of(flat, law_of(64), largest=64)
     found = diminishing_devices(setup)
     by_count = {point.devices: point.efficiency for point in device_table(setup, [2**power for power in range(12)])}
     assert found.devices == min(count for count, efficiency in by_count.items() if efficiency < 0.5)
-    assert f"at {found.devices} devices each adds {by_count[found.devices]:.0%}" in found.reason
+    assert f"{found.devices} devices are together" in found.reason
 
 
 def test_where_the_data_end_first_no_number_of_devices_is_named():
     found = diminishing_devices(setup_of(flat, law_of(1e6), num_samples=100))
     assert found.devices is None
-    assert found.reason == "up to 64 devices each adds at least half of what one alone does"
+    assert found.reason == "up to 64 devices the efficiency is at least 50%"
 
 
 # settings

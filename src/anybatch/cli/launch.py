@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 import typer
 
 from anybatch.errors import AnybatchError, InputError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+HINT = " Run again with --debug to see where."
 DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
 
 
@@ -39,9 +39,10 @@ def run(app: typer.Typer) -> int:
     except InputError as error:
         message, code, cause = str(error), WRONG_ARGUMENTS, error
     except AnybatchError as error:
-        message, code, cause = str(error), FAILED, error
+        hint = "" if debug or error.__cause__ is None else HINT
+        message, code, cause = f"{str(error).rstrip('.')}.{hint}", FAILED, error
     except Exception as error:
-        hint = "" if debug else " Run again with --debug to see where."
+        hint = "" if debug else HINT
         message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error
     if debug:
         traceback.print_exception(cause)
@@ -61,8 +62,7 @@ def process_group() -> Iterator[None]:
     if _ranks() == 1:
         yield
         return
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(timeout=COLLECTIVE_TIMEOUT)
     yield
     dist.destroy_process_group()
 

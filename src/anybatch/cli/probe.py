@@ -99,7 +99,7 @@ def probe(
             )
     except ProbeInterrupted as error:
         _show(error.result, console, outputs)
-        raise RunError("interrupted; what was measured before is above and in the files you asked for.") from error
+        raise RunError("interrupted; what was measured before is above and in the files you asked for.") from None
     except AnybatchError as error:
         if isinstance(error.partial, ProbeResult) and error.partial.memory is not None:
             _show(error.partial, console, outputs)

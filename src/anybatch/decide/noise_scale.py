@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,6 +19,7 @@ from anybatch.stats.moments import GradientMoments
 Target = Literal["training_set", "population"]
 Verdict = Literal["measured", "undetermined"]
 Array = NDArray[np.float64]
+SMALLEST_NOISE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class NoiseScale:
         confidence: of `low` to `high`, and of `at_least`.
         target: what the true gradient belongs to: "training_set" or "population".
         modules: the same for every module; empty for a module itself.
-        reason: one sentence.
     """
 
     value: float | None
@@ -56,8 +56,49 @@ class NoiseScale:
     num_skipped: int
     confidence: float
     target: Target
-    reason: str
     modules: Mapping[str, NoiseScale] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """One sentence on the value or on why there is none."""
+        percent = f"{100 * self.confidence:.4g}%"
+        steps = f"{self.num_steps} steps"
+        if self.value is not None:
+            text = f"{self.value:.3g} samples, {percent} interval {self.low:.3g} to {self.high:.3g}, from {steps}"
+        elif self.inverse == 0:
+            text = f"there is no gradient over {steps}"
+        elif self.at_least is None:
+            text = (
+                f"over {steps} the squared norm came out negative: the gradient drowns in its noise, or the samples "
+                "of a step are not independent"
+            )
+        else:
+            text = (
+                f"at least {self.at_least:.3g} samples ({percent}): over {steps} the gradient is not distinguishable "
+                f"from zero; at least {self.steps_to_settle} such steps would settle it"
+            )
+        skipped = f"; {self.num_skipped} steps with gradients that are not finite were left out"
+        return text + (skipped if self.num_skipped else "")
+
+    def in_units_of(self, size: float) -> NoiseScale:
+        """Return the same noise scale in a larger unit, such as samples of `size` tokens each.
+
+        Args:
+            size: how many of today's units one new unit has.
+
+        Returns:
+            A noise scale whose values are divided by `size`.
+        """
+        return replace(
+            self,
+            value=None if self.value is None else self.value / size,
+            low=self.low / size,
+            high=None if self.high is None else self.high / size,
+            at_least=None if self.at_least is None else self.at_least / size,
+            inverse=self.inverse * size,
+            inverse_std_error=self.inverse_std_error * size,
+            modules={name: module.in_units_of(size) for name, module in self.modules.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -235,16 +276,17 @@ def _fieller(
     covariance = np.cov(trace, sq_norm) / n
     set_ = _fieller_set(mean_trace, mean_sq_norm, covariance, _t_quantile((1 + setting.confidence) / 2, n - 1))
     one_sided = _fieller_set(mean_trace, mean_sq_norm, covariance, _t_quantile(setting.confidence, n - 1))
-    inverse = mean_sq_norm / mean_trace if mean_trace > 0 else math.inf
-    residual = sq_norm - inverse * trace if mean_trace > 0 else np.zeros(n)
+    noise = max(mean_trace, SMALLEST_NOISE * abs(mean_sq_norm))  # rounding can make no noise negative
+    inverse = mean_sq_norm / noise if noise else 0.0
+    residual = sq_norm - inverse * trace
     return _noise_scale(
         setting,
-        value=mean_trace / mean_sq_norm if mean_sq_norm else None,
+        value=noise / mean_sq_norm if mean_sq_norm else None,
         interval=set_,
         at_least=one_sided[0],
         steps_to_settle=_steps_to_settle(sq_norm, setting.confidence),
         inverse=inverse,
-        inverse_std_error=float(residual.std(ddof=1) / math.sqrt(n) / mean_trace) if mean_trace > 0 else 0.0,
+        inverse_std_error=float(residual.std(ddof=1) / math.sqrt(n) / noise) if noise else 0.0,
         num_steps=n,
         modules=modules,
     )
@@ -337,35 +379,19 @@ def _noise_scale(
 ) -> NoiseScale:
     low, high = interval
     measured = high is not None
-    percent = f"{100 * setting.confidence:.4g}%"
-    if measured:
-        reason = f"{value:.3g} samples, {percent} interval {low:.3g} to {high:.3g}, from {num_steps} steps"
-    elif at_least is None:
-        reason = (
-            f"over {num_steps} steps the squared norm came out negative: the gradient drowns in its noise, or the "
-            "samples of a step are not independent"
-        )
-    else:
-        reason = (
-            f"at least {at_least:.3g} samples ({percent}): over {num_steps} steps the gradient is not "
-            f"distinguishable from zero; at least {steps_to_settle} such steps would settle it"
-        )
-    if setting.num_skipped:
-        reason += f"; {setting.num_skipped} steps with gradients that are not finite were left out"
     return NoiseScale(
         value=value if measured else None,
         low=low or 0.0,
         high=high,
         verdict="measured" if measured else "undetermined",
-        at_least=at_least,
-        steps_to_settle=None if measured or at_least is None else steps_to_settle,
+        at_least=low if at_least is None else at_least,
+        steps_to_settle=None if measured or low is None else steps_to_settle,
         inverse=inverse,
         inverse_std_error=inverse_std_error,
         num_steps=num_steps,
         num_skipped=setting.num_skipped,
         confidence=setting.confidence,
         target=setting.target,
-        reason=reason,
         modules=modules or {},
     )
 
@@ -381,6 +407,6 @@ def _welch_freedom(variances: Array, freedoms: Sequence[int]) -> float:
 
 
 def _t_quantile(probability: float, freedom: float) -> float:
-    from scipy.special import stdtrit  # 0.2 s to import, so only where it is used
+    from scipy.special import stdtrit  # slow to import, so only where it is used
 
     return float(stdtrit(freedom, probability))

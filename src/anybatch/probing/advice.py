@@ -208,6 +208,22 @@ def _further_warnings(
                 "critical batch size is that of early training. A larger --budget covers more.",
             )
         )
+    if share is None and workload.num_samples is not None and result.noise.batch_size is not None:
+        found.append(
+            ProbeWarning(
+                "epochs unknown",
+                "The workload does not say for how many epochs it trains, so the run's length, on which the critical "
+                "batch size depends, was the probe's choice. Set epochs.",
+            )
+        )
+    if result.memory is not None and result.memory.limited_by == "search" and workload.num_samples is not None:
+        found.append(
+            ProbeWarning(
+                "search for memory ended early",
+                f"Time ran out at {result.memory.max_micro_batch_size} samples; larger micro-batches may fit and be "
+                "faster. A larger --budget goes further.",
+            )
+        )
     if result.noise.average.num_skipped:
         found.append(
             ProbeWarning(

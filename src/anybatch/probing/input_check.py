@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from anybatch.errors import InputError, RunError
+from anybatch.probing.memory_trials import is_out_of_memory
 from anybatch.stats.groups import group_parameters
 from anybatch.train.data import MicroBatch, SampleDraws, collate
 from anybatch.train.loop import accumulate, require_scalar, start_training, to_device
@@ -37,17 +39,27 @@ class ProbeWarning:
     relative_difference: float | None = None
 
 
+NOT_CHECKED = ProbeWarning(
+    "not checked",
+    "Two samples do not fit in memory at once, so whether the loss is a mean and whether accumulation equals a large "
+    "batch could not be checked.",
+)
+
+
 @dataclass(frozen=True)
 class InputCheck:
     """What a first look at the workload found.
 
     Attributes:
-        min_micro_batch_size: 1, or 2 where batch norm refuses a single value per channel.
+        min_micro_batch_size: 1, or 2 where a single sample has no finite gradient, as under some batch norms.
         warnings: what makes accumulation differ from a large batch.
     """
 
     min_micro_batch_size: int
     warnings: tuple[ProbeWarning, ...]
+
+
+NOTHING_FITS = InputCheck(1, (NOT_CHECKED,))
 
 
 def check_input(workload: Workload, runtime: Runtime, *, seed: int = 0) -> InputCheck:
@@ -72,13 +84,21 @@ def check_input(workload: Workload, runtime: Runtime, *, seed: int = 0) -> Input
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
-    size = min(NUM_SAMPLES, (workload.num_samples or NUM_SAMPLES) // 2 * 2)
-    samples = SampleDraws(workload, alone, seed, "check").samples(size, distinct=False)
-    _refuse_bad_loss(workload, alone, model, samples)
-    smallest = 1 if _trains_on_one(workload, alone, model, samples) else 2
-    if size // 2 < smallest:
-        return InputCheck(smallest, ())
-    return InputCheck(smallest, tuple(_compare(workload, alone, model, samples)))
+    num_samples = min(NUM_SAMPLES, (workload.num_samples or NUM_SAMPLES) // 2 * 2)
+    samples = SampleDraws(workload, alone, seed, "check").samples(num_samples, distinct=False)
+    return _look(workload, alone, model, samples)
+
+
+def _look(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[Any]) -> InputCheck:
+    try:
+        _refuse_bad_loss(workload, runtime, model, samples[:2])
+        smallest = 1 if _trains_on_one(workload, runtime, model, samples) else 2
+        comparable = len(samples) // 2 >= smallest
+        return InputCheck(smallest, tuple(_compare(workload, runtime, model, samples)) if comparable else ())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return _look(workload, runtime, model, samples[: len(samples) // 2]) if len(samples) >= 4 else NOTHING_FITS
 
 
 def _check_modules(workload: Workload, model: nn.Module) -> None:
@@ -89,8 +109,12 @@ def _check_modules(workload: Workload, model: nn.Module) -> None:
 
 
 def _refuse_bad_loss(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> None:
-    batches = [to_device(collate(workload, samples * times), runtime.device) for times in (1, 2, 3)]
-    once, twice, thrice = (require_scalar(workload.loss(model, batch)).item() for batch in batches)
+    def loss_of(times: int) -> Any:
+        return workload.loss(model, to_device(collate(workload, samples * times), runtime.device))
+
+    once = require_scalar(loss_of(1)).item()
+    with torch.no_grad():
+        twice, thrice = loss_of(2).item(), loss_of(3).item()
     if not all(map(_is_finite, (once, twice, thrice))):
         raise RunError(f"the loss is {once} on the first batch, before any step. Look at the data and the loss.")
     if _close(twice, 2 * once, 0.1) and _close(thrice, 3 * once, 0.1):  # wide, since dropout may be on
@@ -102,12 +126,12 @@ def _refuse_bad_loss(workload: Workload, runtime: Runtime, model: nn.Module, sam
 
 def _trains_on_one(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> bool:
     try:
-        _gradient(workload, runtime, model, [(collate(workload, samples[:1]), 1)])
+        gradient = _gradient(workload, runtime, model, [(collate(workload, samples[:1]), 1)])
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         return False
-    return True
+    return bool(gradient.isfinite().all())
 
 
 def _compare(workload: Workload, runtime: Runtime, model: nn.Module, samples: list[object]) -> Iterable[ProbeWarning]:
@@ -153,7 +177,8 @@ def _compare(workload: Workload, runtime: Runtime, model: nn.Module, samples: li
 def _gradient(workload: Workload, runtime: Runtime, model: nn.Module, micro_batches: list[MicroBatch]) -> Tensor:
     model.zero_grad(set_to_none=True)
     accumulate(workload, runtime, model, micro_batches)
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+    grads = [p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters() if p.grad is not None]
+    return torch.cat([grad.flatten() for grad in grads]).double()
 
 
 def _close(value: float, other: float, tolerance: float) -> bool:

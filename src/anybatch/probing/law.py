@@ -7,14 +7,12 @@ cancels in every ratio.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from anybatch.decide.noise_scale import NoiseScale
 from anybatch.probing.throughput import ThroughputCurve
-from anybatch.train.data import near_equal_parts
 
 WORTH_ACCUMULATING = 0.95
 CHEAP_TO_EQUALIZE = 1.1
@@ -82,13 +80,22 @@ class StepPlan:
 
 
 class StepTimes:
-    """Seconds of an optimizer step at any share of a batch, from the measured curve."""
+    """Seconds of an optimizer step at any share of a batch, from the measured curve.
+
+    A step is the forward and backward passes of its parts plus the optimizer, once. Between measured sizes the passes
+    are interpolated, larger sizes taking no less; beyond the largest they are never faster per sample than the best
+    one measured.
+    """
 
     def __init__(self, curve: ThroughputCurve, max_micro_batch_size: int) -> None:
+        seconds = np.array([point.seconds_per_step_with_loader for point in curve.points])
+        seconds = np.minimum.accumulate(seconds[::-1])[::-1]  # a slow outlier must not make a smaller size slower
         self._sizes = np.array([point.micro_batch_size for point in curve.points], dtype=float)
-        self._seconds = np.array([point.seconds_per_step_with_loader for point in curve.points])
-        self._optimizer_seconds = curve.optimizer_seconds
+        self._optimizer_seconds = min(curve.optimizer_seconds, 0.99 * float(seconds[0]))
+        self._passes = seconds - self._optimizer_seconds
+        self._least_per_sample = float((self._passes / self._sizes).min())
         self._largest = max_micro_batch_size
+        self._plans: dict[int, StepPlan] = {}
 
     def plan(self, share: int) -> StepPlan:
         """Choose how a rank makes its share: whole where it fits, in parts where it must or where parts are faster.
@@ -99,6 +106,11 @@ class StepTimes:
         Returns:
             The fewest parts that fit, or more of them where that saves 5 % or more.
         """
+        if share not in self._plans:
+            self._plans[share] = self._choose(share)
+        return self._plans[share]
+
+    def _choose(self, share: int) -> StepPlan:
         largest = min(share, self._largest)
         smaller = [self._accumulated(share, int(size)) for size in self._sizes if size < largest]
         fewest_parts = self._accumulated(share, largest)
@@ -107,23 +119,22 @@ class StepTimes:
 
     def _accumulated(self, share: int, largest: int) -> StepPlan:
         """Cut a share into the fewest parts, or into a few more that are equal where that costs little."""
-        fewest = self._in_parts(near_equal_parts(share, largest))
+        fewest = self._in_parts(share, -(-share // largest))
         counts = range(fewest.accumulation_steps, 2 * fewest.accumulation_steps + 1)
         equal = next((count for count in counts if share % count == 0), None)
         if equal is None:
             return fewest
-        plan = self._in_parts([share // equal] * equal)
+        plan = self._in_parts(share, equal)
         return plan if plan.seconds <= CHEAP_TO_EQUALIZE * fewest.seconds else fewest
 
-    def _in_parts(self, parts: Sequence[int]) -> StepPlan:
-        backward = sum(self._of_one(part) - self._optimizer_seconds for part in parts)
-        return StepPlan(parts[0], len(parts), backward + self._optimizer_seconds)
+    def _in_parts(self, share: int, count: int) -> StepPlan:
+        size, num_larger = divmod(share, count)
+        passes = (count - num_larger) * self._of_one(size) + (num_larger * self._of_one(size + 1) if num_larger else 0)
+        return StepPlan(size + bool(num_larger), count, passes + self._optimizer_seconds)
 
     def _of_one(self, size: float) -> float:
-        sizes, seconds = self._sizes, self._seconds
-        if len(sizes) == 1:
-            return float(seconds[0] * max(size / sizes[0], 1.0))
+        sizes, passes = self._sizes, self._passes
         if size <= sizes[-1]:
-            return float(np.interp(size, sizes, seconds))
-        slope = max((seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]), 0.0)
-        return float(seconds[-1] + slope * (size - sizes[-1]))
+            return float(np.interp(size, sizes, passes))
+        slope = (passes[-1] - passes[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else 0.0
+        return max(float(passes[-1] + slope * (size - sizes[-1])), self._least_per_sample * size)

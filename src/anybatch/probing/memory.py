@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 
 from anybatch.errors import InputError
-from anybatch.probing.memory_trials import AcceleratorTrials, ChildTrials
+from anybatch.probing.memory_trials import AcceleratorTrials, ChildTrials, release_cached
 from anybatch.probing.progress import Progress
 from anybatch.report.wording import memory_size
 from anybatch.train.runtime import Runtime
@@ -90,6 +90,7 @@ def measure_memory_limit(
         InputError: one sample does not fit.
         RunError: a trial failed for another reason than memory.
     """
+    release_cached(runtime.device)
     available = memory if memory is not None else int(MEMORY_SHARE * free_bytes(runtime))
     limit = int(runtime.min([available])[0])
     num_samples = workload.num_samples
@@ -99,7 +100,7 @@ def measure_memory_limit(
 
 
 def free_bytes(runtime: Runtime) -> int:
-    """Return the memory that a new allocation of this rank could use.
+    """Return the memory that this rank's process could use, with what it holds already on a CPU.
 
     Args:
         runtime: a CUDA device is asked itself; a CPU's free memory is shared among the ranks of the machine.
@@ -116,8 +117,19 @@ def free_bytes(runtime: Runtime) -> int:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     cgroup = Path("/sys/fs/cgroup/memory.max")
     if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
-        free = min(free, int(text) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free = min(free, int(text) - _cgroup_bytes_in_use())
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + _resident_bytes()
+
+
+def _cgroup_bytes_in_use() -> int:
+    """Return what a container holds without the file cache, which gives way."""
+    stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+    return int(Path("/sys/fs/cgroup/memory.current").read_text()) - int(stat.get("inactive_file", 0))
+
+
+def _resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def largest_that_fits(

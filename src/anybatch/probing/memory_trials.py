@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import pickle
 import sys
+import time
 import warnings
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,6 +21,8 @@ from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 NUM_SAMPLES_SCANNED = 256
+NUM_SAMPLES_KEPT = 8
+SECONDS_OF_SCAN = 1.0
 TRIAL_TIMEOUT = 300
 
 
@@ -36,6 +39,7 @@ class AcceleratorTrials:
     def peak_of(self, size: int) -> int | None:
         """Return the peak in bytes, None where memory ran out."""
         device = self._runtime.device
+        release_cached(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -44,10 +48,6 @@ class AcceleratorTrials:
             if not is_out_of_memory(error):
                 raise
             return None
-        finally:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
         return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
 
     def _try(self, size: int) -> None:
@@ -55,6 +55,13 @@ class AcceleratorTrials:
         buckets = [torch.empty_like(p) for p in training.model.parameters()] if self._has_ranks else []
         try_size(self._workload, self._runtime, training, self._samples, size)
         del buckets  # what DistributedDataParallel would hold
+
+
+def release_cached(device: torch.device) -> None:
+    """Give what the allocator keeps for later back to a CUDA device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def try_size(
@@ -86,7 +93,7 @@ def try_size(
 
 
 def worst_case_samples(workload: Workload, seed: int) -> list[Any]:
-    """Return the few largest of some hundred samples, by their number of tensor elements.
+    """Return the few largest of as many samples as a second allows, some hundred at most, by tensor elements.
 
     Args:
         workload: whose training set is drawn from.
@@ -96,8 +103,14 @@ def worst_case_samples(workload: Workload, seed: int) -> list[Any]:
         At most 8 samples, the largest first.
     """
     draws = SampleDraws(workload, Runtime(torch.device("cpu")), seed, "memory")
-    num_scanned = min(NUM_SAMPLES_SCANNED, workload.num_samples or NUM_SAMPLES_SCANNED)
-    return sorted(draws.samples(num_scanned, distinct=False), key=_num_elements, reverse=True)[:8]
+    most = min(NUM_SAMPLES_SCANNED, workload.num_samples or NUM_SAMPLES_SCANNED)
+    samples: list[Any] = []
+    until = time.monotonic() + SECONDS_OF_SCAN
+    for sample in draws.one_by_one(most):
+        samples.append(sample)
+        if time.monotonic() > until:
+            break
+    return sorted(samples, key=_num_elements, reverse=True)[:NUM_SAMPLES_KEPT]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -137,13 +150,20 @@ class ChildTrials:
                     "Use functions of a module instead of lambdas."
                 ) from error
         other.close()
+        self._receive("building the model")
 
     def peak_of(self, size: int) -> int | None:
         """Return the peak in bytes, None where memory ran out or the process died."""
         try:
             self._connection.send(size)
+        except OSError:
+            return None
+        return self._receive(f"a trial of {size} samples")
+
+    def _receive(self, what: str) -> int | None:
+        try:
             if not self._connection.poll(TRIAL_TIMEOUT):
-                raise RunError(f"a trial of {size} samples took over {TRIAL_TIMEOUT} s. Probe a smaller model or part.")
+                raise RunError(f"{what} took over {TRIAL_TIMEOUT} s in a process of its own. Probe a smaller model.")
             answer = self._connection.recv()
         except (EOFError, OSError):
             return None
@@ -165,6 +185,7 @@ def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: 
     try:
         samples = worst_case_samples(workload, seed)
         training = start_training(workload, runtime, seed=seed)
+        connection.send(_peak_bytes())
         while True:
             size = connection.recv()
             try:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.decide.noise_scale import NoiseScale, Target, average_noise_scale, pool_runs
-from anybatch.probing.noise_meter import STEPS_PER_ROUND, MicroBatchSizes, NoiseMeter, Precision
+from anybatch.probing.noise_meter import STEPS_PER_ROUND, MicroBatchSizes, NoiseMeter, StoppingRule
 from anybatch.probing.progress import Progress
 from anybatch.train.data import derive_seed
 from anybatch.train.evaluate import evaluate
@@ -26,6 +27,8 @@ DEFAULT_RUN_BATCH_SIZE = 32
 FEWEST_RUNS = 3
 MOST_RUNS = 5
 EVAL_BATCH_SIZE = 256
+EVAL_SHARE = 0.1
+DEFAULT_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class NoiseCurve:
         batch_size: of the runs; None for a checkpoint.
         lr_scale: factor on the workload's rate during the runs.
         share_of_training: how much of the workload's epochs a run covers; None where epochs are unknown.
-        metrics: the workload's own, on its evaluation set at the end of the first run; empty where it has none.
+        size_per_sample: what one sample counts, where a batch's size counts tokens or boxes; else 1.
+        metrics: the workload's own at the end of the first run, on its evaluation set or as many samples of it as the
+            budget allows; empty where it has none.
         reason: one sentence.
     """
 
@@ -64,6 +69,7 @@ class NoiseCurve:
     batch_size: int | None
     lr_scale: float
     share_of_training: float | None
+    size_per_sample: float
     metrics: Mapping[str, float]
     reason: str
 
@@ -104,7 +110,7 @@ def measure_noise_along_runs(
     Raises:
         RunError: the loss or the gradients are not finite.
     """
-    batch_size = run_batch_size(workload, runtime)
+    batch_size = run_batch_size(workload, runtime, micro_batch_sizes.smallest)
     num_samples, share = _run_length(workload, batch_size, samples_per_second * budget / 2)
     num_runs = _num_runs(num_samples / samples_per_second, share, budget)
     fractions, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
@@ -121,20 +127,24 @@ def measure_noise_along_runs(
     )
     runs: list[list[NoisePoint]] = []
     metrics: dict[str, float] = {}
+    size_per_sample = 1.0
     for index in range(num_runs):
 
         def told(stage: str, fraction: float, text: str = "", done: int = index) -> None:
             progress(stage, (done + fraction) / num_runs, text)
 
-        points, model = _run(workload, runtime, plan, derive_seed(seed, "run", index), told)
+        points, meter, model = _run(workload, runtime, plan, derive_seed(seed, "run", index), told)
         runs.append(points)
         if not index:
-            metrics = evaluate(workload, runtime, model, batch_size=min(micro_batch_sizes.largest, EVAL_BATCH_SIZE))
+            size_per_sample = meter.size_per_sample
+            most = int(EVAL_SHARE * budget * samples_per_second) + EVAL_BATCH_SIZE
+            size = min(micro_batch_sizes.largest, EVAL_BATCH_SIZE)
+            metrics = evaluate(workload, runtime, model, batch_size=size, max_samples=most, seed=seed)
     averages = tuple(average(points, batch_size) for points in runs)
     mean = pool_runs(averages) if len(runs) > 1 else averages[0]
-    lr_scale = run_lr_scale(workload, runtime)
+    lr_scale = run_lr_scale(workload, batch_size)
     reason = _why(runs, mean, batch_size, share)
-    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, metrics, reason)
+    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, size_per_sample, metrics, reason)
 
 
 def measure_noise_at_checkpoint(
@@ -169,34 +179,38 @@ def measure_noise_at_checkpoint(
         RunError: the loss or the gradients are not finite.
     """
     step_size = _step_size(samples_per_second * budget / STEPS_PER_ROUND)
-    meter = NoiseMeter(workload, runtime, model, micro_batch_sizes, step_size, target, seed)
-    loss, noise = meter.measure(budget, Precision())
+    part_size = _part_size(
+        model, run_batch_size(workload, runtime, micro_batch_sizes.smallest), runtime, micro_batch_sizes
+    )
+    meter = NoiseMeter(workload, runtime, model, micro_batch_sizes, step_size, target, seed, part_size)
+    loss, noise = meter.measure(budget, StoppingRule())
     progress("noise_scale", 1.0, _in_short(noise))
     reason = f"at the checkpoint's weights, with a loss of {loss:.3g}, from {noise.num_steps} steps"
     reason = reason if noise.value is not None else f"{reason}: {noise.reason}"
-    return NoiseCurve((NoisePoint(0, loss, noise),), (noise,), noise, None, 1.0, None, {}, reason)
+    return NoiseCurve(
+        (NoisePoint(0, loss, noise),), (noise,), noise, None, 1.0, None, meter.size_per_sample, {}, reason
+    )
 
 
-def run_batch_size(workload: Workload, runtime: Runtime) -> int:
+def run_batch_size(workload: Workload, runtime: Runtime, min_micro_batch_size: int = 1) -> int:
     """Return the batch of the small-batch run: a quarter of the one the rate was tuned at, or 32.
 
     Args:
         workload: with or without a base batch size.
-        runtime: every rank gets at least one sample.
+        runtime: every rank gets at least one micro-batch.
+        min_micro_batch_size: the smallest that trains.
 
     Returns:
         Samples per step over all ranks.
     """
     base = workload.base_batch_size
     wanted = DEFAULT_RUN_BATCH_SIZE if base is None else max(base // 4, 1)
-    return max(min(wanted, workload.num_samples or wanted), runtime.world_size)
+    return max(min(wanted, workload.num_samples or wanted), runtime.world_size * min_micro_batch_size)
 
 
-def run_lr_scale(workload: Workload, runtime: Runtime) -> float:
-    """Return the factor on the workload's rate during the run: the square root rule, or 1 where nothing is known."""
-    if workload.base_batch_size is None:
-        return 1.0
-    return math.sqrt(run_batch_size(workload, runtime) / workload.base_batch_size)
+def run_lr_scale(workload: Workload, batch_size: int) -> float:
+    """Return the factor on the workload's rate at a run's batch: the square root rule, or 1 where nothing is known."""
+    return 1.0 if workload.base_batch_size is None else math.sqrt(batch_size / workload.base_batch_size)
 
 
 def average(points: Sequence[NoisePoint], batch_size: int) -> NoiseScale:
@@ -235,9 +249,13 @@ class _RunPlan:
 
 def _run(
     workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress
-) -> tuple[list[NoisePoint], nn.Module]:
-    training = start_training(workload, runtime, seed=seed, lr_scale=run_lr_scale(workload, runtime))
-    meter = NoiseMeter(workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed)
+) -> tuple[list[NoisePoint], NoiseMeter, nn.Module]:
+    lr_scale = run_lr_scale(workload, plan.batch_size)
+    training = start_training(workload, runtime, seed=seed, lr_scale=lr_scale)
+    part_size = _part_size(training.model, plan.batch_size, runtime, plan.micro_batch_sizes)
+    meter = NoiseMeter(
+        workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed, part_size
+    )
     steps = train(
         workload,
         runtime,
@@ -256,20 +274,27 @@ def _run(
             continue
         ahead = (1 - fraction) * plan.num_samples / plan.samples_per_second
         left = runtime.min([plan.budget - (time.monotonic() - started)])[0] - ahead
-        precision = Precision(average(points, plan.batch_size).inverse if points else 0.0)
-        loss, noise = meter.measure(left / (len(plan.fractions) - index), precision)
+        rule = StoppingRule(average(points, plan.batch_size).inverse if points else 0.0)
+        loss, noise = meter.measure(left / (len(plan.fractions) - index), rule)
         points.append(NoisePoint(training.num_samples, loss, noise))
         progress("noise_scale", (index + 1) / len(plan.fractions), f"loss {loss:.3g}: {_in_short(noise)}")
-    return points, training.model
+    return points, meter, training.model
 
 
 def _run_length(workload: Workload, batch_size: int, affordable: float) -> tuple[int, float | None]:
     affordable = max(affordable, batch_size)
-    if workload.num_samples is None or workload.epochs is None:
+    if workload.num_samples is None:
         return int(affordable), None
-    planned = workload.epochs * workload.num_samples
+    planned = (workload.epochs or DEFAULT_EPOCHS) * workload.num_samples
     length = min(planned, affordable)
-    return int(length), length / planned
+    return int(length), None if workload.epochs is None else length / planned
+
+
+def _part_size(model: nn.Module, batch_size: int, runtime: Runtime, sizes: MicroBatchSizes) -> int | None:
+    """Return the run's own micro-batch where batch norm makes gradients depend on it."""
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return None
+    return max(sizes.smallest, min(batch_size // runtime.world_size, sizes.largest))
 
 
 def _measuring_plan(affordable: float) -> tuple[tuple[float, ...], int]:

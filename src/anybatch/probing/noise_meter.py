@@ -33,18 +33,21 @@ class MicroBatchSizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Precision:
+class StoppingRule:
     """When a point is known well enough: its error is a share of itself, or small beside the run's mean."""
 
     mean_inverse: float = 0.0
 
-    def reached(self, noise: NoiseScale) -> bool:
+    def is_met(self, noise: NoiseScale) -> bool:
         """Return whether two standard errors are within `TOLERANCE` of the inverse, or of the mean."""
         return 2 * noise.inverse_std_error <= TOLERANCE * max(noise.inverse, self.mean_inverse)
 
 
 class NoiseMeter:
-    """Measures the noise scale of a model at rest, with as many samples as its interval needs."""
+    """Measures the noise scale of a model at rest, with as many samples as its interval needs.
+
+    A step is cut into a few parts, or into parts of `part_size` where that matters: under batch norm.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class NoiseMeter:
         step_size: int,
         target: Target,
         seed: int,
+        part_size: int | None = None,
     ) -> None:
         self._workload = workload
         self._runtime = runtime
@@ -64,9 +68,11 @@ class NoiseMeter:
         self._draws = SampleDraws(workload, runtime, seed, "noise")
         source = MicroBatches if runtime.world_size == 1 else Ranks
         self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
-        self._step_size = step_size
+        self._step_size = max(step_size, max(2, runtime.world_size) * (part_size or micro_batch_sizes.smallest))
+        self._part_size = part_size
+        self.size_per_sample = 1.0
 
-    def measure(self, budget: float, precision: Precision) -> tuple[float, NoiseScale]:
+    def measure(self, budget: float, rule: StoppingRule) -> tuple[float, NoiseScale]:
         """Measure in rounds of steps until the noise scale is precise or another round would overrun the budget.
 
         A step that is too small to tell the gradient from its noise is doubled and the round thrown away, since
@@ -74,10 +80,11 @@ class NoiseMeter:
 
         Args:
             budget: seconds, about; one round is made in any case.
-            precision: when to stop.
+            rule: when to stop.
 
         Returns:
-            The mean loss over the samples and the noise scale.
+            The mean loss over the samples, and the noise scale in samples: where a batch's size counts tokens or
+            boxes, in samples of `size_per_sample` each.
 
         Raises:
             InputError: the training set is too small for two parts a step.
@@ -91,7 +98,7 @@ class NoiseMeter:
                 self._round(moments, losses)
                 noise = self._estimate(moments, losses)
                 spent = time.monotonic() - started
-                if precision.reached(noise) or not self._runtime.all(spent * 3 < budget):
+                if rule.is_met(noise) or not self._runtime.all(spent * 3 < budget):
                     return sum(losses) / len(losses), noise
                 if 2 * self._step_size <= self._most_per_step():
                     self._step_size *= 2
@@ -100,9 +107,11 @@ class NoiseMeter:
     def _most_per_step(self) -> int:
         """Return the largest step that draws no sample twice, as far as is known of a stream."""
         population = self._workload.num_samples
-        if population is None and self._draws.stream_length is not None:
-            population = self._draws.stream_length * self._runtime.world_size
-        return min(population or LARGEST_STEP_SIZE, LARGEST_STEP_SIZE)
+        if population is None:
+            own = float("inf") if self._draws.stream_length is None else self._draws.stream_length
+            shortest = self._runtime.min([own])[0]
+            population = LARGEST_STEP_SIZE if shortest == float("inf") else int(shortest) * self._runtime.world_size
+        return min(population, LARGEST_STEP_SIZE)
 
     def _round(self, moments: list[GradientMoments], losses: list[float]) -> None:
         sizes = self._part_sizes()
@@ -117,7 +126,8 @@ class NoiseMeter:
         ranks = self._runtime.world_size
         share = min(self._step_size, self._most_per_step()) // ranks
         most = share // self._micro_batch_sizes.smallest
-        count = max(min(-(-PARTS_PER_STEP // ranks), most), -(-share // self._micro_batch_sizes.largest))
+        wanted = -(-PARTS_PER_STEP // ranks) if self._part_size is None else max(1, share // self._part_size)
+        count = max(min(wanted, most), -(-share // self._micro_batch_sizes.largest))
         if count * ranks < 2 or most < 1:
             raise InputError(
                 f"the noise scale needs 2 micro-batches of at least {self._micro_batch_sizes.smallest} samples a step; "
@@ -132,12 +142,9 @@ class NoiseMeter:
                 f"loss and gradients must be finite; {len(moments) - finite} of {len(moments)} gradients are not "
                 f"and the mean loss is {sum(losses) / len(losses):.4g}. The rate may be too high, or the data hold NaN."
             )
-        return estimate_noise_scale(moments, target=self._target, population_size=self._population(moments))
-
-    def _population(self, moments: list[GradientMoments]) -> float | None:
-        """Return the training set's size in the unit of sizes: samples, or what `batch_size_of` counts."""
-        num_samples = self._workload.num_samples
-        if num_samples is None or self._workload.batch_size_of is None:
-            return num_samples
         counted = sum(float(one.sizes.sum()) for one in moments) / len(moments)
-        return num_samples * counted / (sum(self._part_sizes()) * self._runtime.world_size)
+        self.size_per_sample = counted / (sum(self._part_sizes()) * self._runtime.world_size)
+        num_samples = self._workload.num_samples
+        population = None if num_samples is None else num_samples * self.size_per_sample
+        noise = estimate_noise_scale(moments, target=self._target, population_size=population)
+        return noise.in_units_of(self.size_per_sample)

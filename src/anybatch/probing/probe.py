@@ -39,6 +39,13 @@ from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 Autocast = Literal["bfloat16"]
+DOING = {
+    "check": "checking the input",
+    "memory": "measuring memory",
+    "throughput": "measuring throughput",
+    "noise_scale": "measuring the noise scale",
+    "recommend": "recommending",
+}
 SHARES = {"memory": 0.2, "throughput": 0.3, "noise_scale": 0.5}
 
 
@@ -161,6 +168,9 @@ class _Probe:
             put_weights(start_training(self.workload, Runtime(self.runtime.device), seed=0).model, self.weights)
         found = check_input(self.workload, self.runtime, seed=self.settings.seed)
         self.min_micro_batch_size = found.min_micro_batch_size
+        asked, least = self.settings.batch_size, self.runtime.world_size * found.min_micro_batch_size
+        if asked is not None and asked < least:
+            raise InputError(f"batch_size must be at least {least} for this model's batch norms; got {asked}.")
         self.result = replace(self.result, warnings=found.warnings)
         self.progress("check", 1.0, f"{len(found.warnings)} warnings" if found.warnings else "nothing to warn of")
 
@@ -196,7 +206,7 @@ class _Probe:
         assert self.result.memory is not None
         common: dict[str, Any] = {
             "micro_batch_sizes": MicroBatchSizes(self.min_micro_batch_size, self.result.memory.max_micro_batch_size),
-            "samples_per_second": self._samples_per_second(run_batch_size(self.workload, self.runtime)),
+            "samples_per_second": self._samples_per_second(),
             "budget": SHARES["noise_scale"] * self.settings.budget,
             "target": self.settings.target,
             "seed": self.settings.seed,
@@ -224,7 +234,8 @@ class _Probe:
             devices=self.settings.devices,
         )
 
-    def _samples_per_second(self, batch_size: int) -> float:
+    def _samples_per_second(self) -> float:
+        batch_size = run_batch_size(self.workload, self.runtime, self.min_micro_batch_size)
         assert self.result.memory is not None
         assert self.result.throughput is not None
         times = StepTimes(self.result.throughput, self.result.memory.max_micro_batch_size)
@@ -240,8 +251,8 @@ class _Probe:
         except AnybatchError:
             raise
         except Exception as error:
-            what = "memory ran out" if is_out_of_memory(error) else f"it failed with {type(error).__name__}"
-            raise RunError(f"while measuring {stage.replace('_', ' ')} {what}: {_first_line(error)}") from error
+            what = "memory ran out" if is_out_of_memory(error) else type(error).__name__
+            raise RunError(f"{what} in {DOING[stage]}: {_first_line(error)}") from error
         finally:
             seconds = {**self.result.seconds, stage: time.monotonic() - started}
             self.result = replace(self.result, seconds=seconds)

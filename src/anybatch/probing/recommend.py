@@ -12,6 +12,7 @@ Objective = Literal["time", "samples"]
 
 CLOSE = 1.1
 LARGEST_DEVICES = 2**20
+LARGEST_BATCH_SIZE = 2**20
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class DevicePoint:
 
 
 @dataclass(frozen=True)
-class Diminishing:
-    """From how many devices on each one adds less than half of what the first one does."""
+class DiminishingReturns:
+    """From how many devices on they are together less than half as fast as that many times one."""
 
     devices: int | None
     reason: str
@@ -150,8 +151,7 @@ def candidate_sizes(setup: Setup) -> list[int]:
     """
     ranks = setup.world_size
     upper = max(ranks * setup.max_micro_batch_size, 4 * setup.law.critical_batch_size)
-    if setup.num_samples is not None:
-        upper = min(upper, setup.num_samples)
+    upper = min(upper, setup.num_samples or LARGEST_BATCH_SIZE)
     first = ranks * setup.min_micro_batch_size
     powers = [ranks * 2**power for power in range(32) if first <= ranks * 2**power <= upper]
     return sorted({*powers, max(first, min(ranks * setup.max_micro_batch_size, int(upper)))})
@@ -198,8 +198,8 @@ def device_table(setup: Setup, devices: Sequence[int]) -> list[DevicePoint]:
     ]
 
 
-def diminishing_devices(setup: Setup) -> Diminishing:
-    """Find the number of devices from which on each earns less than half of what one alone does.
+def diminishing_devices(setup: Setup) -> DiminishingReturns:
+    """Find the number of devices from which on the efficiency, speed-up over devices, is below one half.
 
     Args:
         setup: as for `device_table`.
@@ -212,13 +212,13 @@ def diminishing_devices(setup: Setup) -> Diminishing:
     while count <= most:
         point = _device_point(setup, count)
         if point.efficiency < 0.5:
-            return Diminishing(
+            return DiminishingReturns(
                 count,
-                f"at {count} devices each adds {point.efficiency:.0%} of what one alone does, with perfect scaling; "
-                "real ones communicate and add less",
+                f"{count} devices are together {point.speedup:.3g} times as fast as one, an efficiency of "
+                f"{point.efficiency:.0%}, if communication costs nothing",
             )
         count *= 2
-    return Diminishing(None, f"up to {count // 2} devices each adds at least half of what one alone does")
+    return DiminishingReturns(None, f"up to {count // 2} devices the efficiency is at least 50%")
 
 
 def _seconds_per_sample(setup: Setup, batch_size: int) -> float:

@@ -17,7 +17,7 @@ from anybatch.probing.input_check import ProbeWarning
 from anybatch.probing.law import SampleLaw
 from anybatch.probing.memory import MemoryLimit
 from anybatch.probing.noise import NoiseCurve
-from anybatch.probing.recommend import CurvePoint, DevicePoint, Diminishing, Recommendation
+from anybatch.probing.recommend import CurvePoint, DevicePoint, DiminishingReturns, Recommendation
 from anybatch.probing.throughput import KNEE_SHARE, ThroughputCurve
 
 
@@ -35,7 +35,7 @@ class ProbeResult:
         law: samples over batch size.
         curve: predicted time and samples over batch size.
         devices: predicted speed-up of several devices.
-        diminishing_devices: from where on devices earn less than half.
+        diminishing_devices: from where on the efficiency is below one half.
         recommendation: the batch size and how to make it.
         warnings: what makes accumulation unequal to a large batch, or the advice uncertain.
         seconds: what each measurement cost, and the total.
@@ -51,7 +51,7 @@ class ProbeResult:
     law: SampleLaw | None = None
     curve: tuple[CurvePoint, ...] = ()
     devices: tuple[DevicePoint, ...] = ()
-    diminishing_devices: Diminishing | None = None
+    diminishing_devices: DiminishingReturns | None = None
     recommendation: Recommendation | None = None
     warnings: tuple[ProbeWarning, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -123,6 +123,7 @@ def _noise(curve: NoiseCurve) -> dict[str, Any]:
         "batch_size": curve.batch_size,
         "lr_scale": curve.lr_scale,
         "share_of_training": curve.share_of_training,
+        "size_per_sample": curve.size_per_sample,
         "metrics": curve.metrics,
         "points": points,
         "runs": [_scale(run) for run in curve.runs],
@@ -131,6 +132,7 @@ def _noise(curve: NoiseCurve) -> dict[str, Any]:
 
 def _scale(noise: NoiseScale) -> dict[str, Any]:
     record = {f.name: getattr(noise, f.name) for f in dataclasses.fields(noise)}
+    record["reason"] = noise.reason
     record["modules"] = {name: _scale(module) for name, module in noise.modules.items()}
     return record
 

@@ -12,7 +12,7 @@ import torch
 from anybatch.errors import RunError
 from anybatch.probing.progress import Progress
 from anybatch.train.data import SampleDraws, step_batches
-from anybatch.train.loop import Training, start_training, train_step
+from anybatch.train.loop import Training, start_training, to_device, train_step
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -145,7 +145,7 @@ def _time_size(
     num_workers: int,
     seed: int,
 ) -> ThroughputPoint:
-    fixed = draws.parts([size], distinct=False)
+    fixed = [(to_device(batch, runtime.device), count) for batch, count in draws.parts([size], distinct=False)]
     batches = step_batches(
         workload,
         runtime,
@@ -158,6 +158,8 @@ def _time_size(
     if not runtime.all(bool(torch.isfinite(loss))):
         raise RunError(f"the loss is {float(loss)} on the first batch of {size} samples. Look at data and loss.")
     without = _time(runtime, allowed, lambda: train_step(workload, runtime, training, fixed))
+    for _ in range(2 * num_workers):  # what workers fetched ahead would flatter the loader
+        next(batches)
     loaded = _time(runtime, allowed, lambda: train_step(workload, runtime, training, next(batches)))
     low, _, high = quantiles(without, n=4)
     middle, middle_loaded = median(without), max(median(loaded), median(without))

@@ -79,7 +79,7 @@ class Ranks(SubBatchSource):
             )
         mean_factors = (rows[:, 1] / self._world_size).tolist()
         mean_sq_norms = rows[:, 2:] / self._world_size**2
-        return GradientMoments.from_parts(self.modules, rows[:, 0].tolist(), mean_factors, mean_sq_norms, sum_sq_norm)
+        return GradientMoments.from_parts(self.modules, rows[:, 0].tolist(), mean_factors, mean_sq_norms, sums[0])
 
     def _gather_parts(self, sum_sq_norm: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         # One collective where each rank has one part; a second one, padded, for the rest.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from anybatch.errors import InputError
 from anybatch.train.runtime import Runtime
@@ -120,7 +120,25 @@ class SampleDraws:
             raise InputError(f"a draw of {total} samples must fit the training set; it has {population}.")
         draw = random.Random(derive_seed(self._seed, self._num_draws)).sample(range(population), total)
         first = self._runtime.rank * num_samples
-        return [self._dataset[self._num_draws, index] for index in draw[first : first + num_samples]]
+        return self._dataset.__getitems__([(self._num_draws, index) for index in draw[first : first + num_samples]])
+
+    def one_by_one(self, num_samples: int) -> Iterator[Any]:
+        """Draw samples and fetch each when it is asked for; a stream shorter than the draw is repeated.
+
+        Args:
+            num_samples: at most so many.
+
+        Yields:
+            Samples as the dataset gives them.
+        """
+        self._num_draws += 1
+        population = self._workload.num_samples
+        if population is None:
+            for _ in range(num_samples):
+                yield from self._read(1, distinct=False)
+            return
+        for index in random.Random(derive_seed(self._seed, self._num_draws)).sample(range(population), num_samples):
+            yield from self._dataset.__getitems__([(self._num_draws, index)])
 
     def _read(self, num_samples: int, distinct: bool) -> list[Any]:
         samples: list[Any] = []
@@ -227,23 +245,32 @@ class _SeededDataset(Dataset[Any]):
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
-        self._draws_nothing = isinstance(dataset, TensorDataset)
+        self._draws_nothing = _draws_nothing(dataset)
 
-    def __getitem__(self, key: Key) -> Any:
-        epoch, index = key
+    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
+        """Return the samples of a batch; the data loader calls this, and the random states are saved once a batch."""
         if self._draws_nothing:
-            return self._dataset[index]
+            return [self._dataset[index] for _, index in keys]
         before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-        seed = derive_seed(self._seed, epoch, index)
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         try:
-            return self._dataset[index]
+            return [self._seeded(*key) for key in keys]
         finally:
             torch.random.set_rng_state(before[0])
             random.setstate(before[1])
             np.random.set_state(before[2])
+
+    def _seeded(self, epoch: int, index: int) -> Any:
+        seed = derive_seed(self._seed, epoch, index)
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return self._dataset[index]
+
+
+def _draws_nothing(dataset: Dataset[Any]) -> bool:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, TensorDataset)
 
 
 def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:

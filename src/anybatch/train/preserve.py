@@ -24,7 +24,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         Nothing.
     """
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     modes = [(module, module.training) for module in model.modules()]
     for parameter, _ in grads:
         parameter.grad = None
@@ -35,8 +40,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for parameter, grad in grads:
             parameter.grad = grad
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)  # a module may have put another tensor there
         for module, mode in modes:
             module.training = mode
 

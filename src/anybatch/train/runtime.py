@@ -50,6 +50,7 @@ class Runtime:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise InputError(f"device must be one torch can use here; got {device!r}.") from error
         if chosen.type == "cuda":
+            chosen = chosen if chosen.index is not None else torch.device("cuda", local_rank)
             torch.cuda.set_device(chosen)
         if dist.is_available() and dist.is_initialized():
             return cls(chosen, dist.get_rank(), dist.get_world_size(), autocast)
@@ -61,8 +62,8 @@ class Runtime:
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(self.device)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add up over ranks, each value by itself."""
