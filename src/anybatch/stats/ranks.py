@@ -85,23 +85,22 @@ class Ranks(SubBatchSource):
         # One collective where each rank has one part; a second one, padded, for the rest.
         num_modules = len(sum_sq_norm)
         heads = self._all_gather(torch.cat([sum_sq_norm.new_tensor([len(own)]), sum_sq_norm, own[0]]))
-        counts = [int(head[0]) for head in heads]
+        counts = [int(count) for count in heads[:, 0].tolist()]
         if 0 in counts:
             raise RuntimeError(f"finish() failed on rank {counts.index(0)}; see its error.")
-        rest = own.new_zeros(max(counts) - 1, own.shape[1])
-        rest[: len(own) - 1] = own[1:]
-        rests = self._all_gather(rest) if max(counts) > 1 else [rest] * len(heads)
-        rows = [
-            torch.cat([head[None, 1 + num_modules :], others[: count - 1]])
-            for head, others, count in zip(heads, rests, counts, strict=True)
-        ]
-        return torch.stack([head[1 : 1 + num_modules] for head in heads]), torch.cat(rows)
+        sums, rows = heads[:, 1 : 1 + num_modules], heads[:, 1 + num_modules :]
+        if max(counts) > 1:
+            rest = own.new_zeros(max(counts) - 1, own.shape[1])
+            rest[: len(own) - 1] = own[1:]
+            pairs = zip(rows, self._all_gather(rest), counts, strict=True)
+            rows = torch.cat([part for first, others, count in pairs for part in (first[None], others[: count - 1])])
+        return sums, rows
 
     def _failed(self) -> Tensor:
         wide = torch.float32 if self._device.type == "mps" else torch.float64
         return torch.zeros(3 + 2 * len(self.modules), dtype=wide, device=self._device)
 
-    def _all_gather(self, tensor: Tensor) -> list[Tensor]:
-        out = [torch.empty_like(tensor) for _ in range(self._world_size)]
-        dist.all_gather(out, tensor, group=self._group)
+    def _all_gather(self, tensor: Tensor) -> Tensor:
+        out = tensor.new_empty(self._world_size, *tensor.shape)
+        dist.all_gather(list(out.unbind()), tensor, group=self._group)
         return out

@@ -140,9 +140,8 @@ class SubBatchSource(ABC):
 
     def _check_scaled(self) -> None:
         """Find a change that version counters miss, GradScaler.unscale_, by one small gradient."""
-        now = _grad_sq_norm(self._smallest)
-        before = self._smallest_sq_norm
-        if now is not None and before is not None and not torch.allclose(now, before, rtol=0, atol=0, equal_nan=True):
+        now, before = _grad_sq_norm(self._smallest), self._smallest_sq_norm
+        if now is not None and before is not None and not (now.equal(before) or (now.isnan() and before.isnan())):
             self._reset()
             raise RuntimeError(CHANGED)
 
