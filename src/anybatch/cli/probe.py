@@ -42,7 +42,7 @@ def probe(
     ] = None,
     objective: Annotated[
         Objective,
-        typer.Option(help="time: least seconds to target. samples: the fastest of the sizes that need few samples."),
+        typer.Option(help="time: the least to a given loss. samples: the fastest of the sizes that need few samples."),
     ] = "time",
     devices: Annotated[str, typer.Option(help="Numbers of devices to predict the speed-up of.")] = "1,8,64,512",
     target: Annotated[
@@ -68,7 +68,7 @@ def probe(
     """Measure a workload and say which batch size it deserves.
 
     It finds the largest micro-batch that trains, how fast each size is, and how noisy gradients are along short runs;
-    and joins them in one recommendation, with the reason and the uncertainty of every number.
+    and joins them in one recommendation, with a reason for every number.
 
     [b]anybatch probe digits --report probe.html[/b]
 

@@ -82,8 +82,10 @@ def advise(
     time, samples = _of_largest(curve, setup, size)
     if time is not None:
         largest = setup.world_size * setup.max_micro_batch_size
-        reasons["time_of_largest"] = f"the largest batch that fits, {largest}, over the recommended one, as predicted"
-        reasons["samples_of_largest"] = "the same for samples to target"
+        reasons["time_of_largest"] = (
+            f"predicted time to a given loss at {largest}, the largest batch that fits, over that at {size}"
+        )
+        reasons["samples_of_largest"] = "the same for the samples that a given loss takes"
     recommendation = Recommendation(
         batch_size=size,
         batch_size_low=low if batch_size is None else size,
@@ -139,7 +141,7 @@ def _why_batch_size(
     smallest, largest = sizes_close_to(curve)
     if asked is not None:
         return f"you asked for {asked}; the measurements would recommend {chosen}"
-    what = "seconds to target" if objective == "time" else "seconds among the sizes that need few samples"
+    what = "time to a given loss" if objective == "time" else "time among the sizes that need few samples"
     return (
         f"it has the least predicted {what}: with a critical batch size of {law.critical_batch_size:.3g}, "
         f"{smallest} to {largest} are within 10% of the fastest"
@@ -155,7 +157,7 @@ def _why_micro_batch_size(plan: StepPlan, result: ProbeResult) -> str:
 
 def _why_accumulation(plan: StepPlan) -> str:
     if plan.accumulation_steps == 1:
-        return "the batch fits, and accumulating smaller parts would not raise the rate"
+        return "the batch fits, and accumulating smaller parts would not raise the throughput"
     return f"{plan.accumulation_steps} parts of {plan.micro_batch_size} make the batch in {plan.seconds:.3g} s"
 
 

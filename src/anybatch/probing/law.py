@@ -50,7 +50,9 @@ class SampleLaw:
             The law.
         """
         if noise.value is not None:
-            reason = "samples to a target follow E (1 + B / critical batch size), which is the run's mean noise scale"
+            reason = (
+                "samples to a given loss follow E (1 + B / critical batch size), which is the runs' mean noise scale"
+            )
             return cls(noise.value, noise.low, noise.high, reason)
         lower = max(noise.at_least or noise.low, 1e-6)
         reason = "the noise scale has no upper limit, so predictions use its lower one and lean towards small batches"

@@ -89,7 +89,7 @@ def probe(
     seed: int = 0,
     progress: Progress = silent,
 ) -> ProbeResult:
-    """Measure a workload and recommend a batch size, with the reason and the uncertainty of every number.
+    """Measure a workload and recommend a batch size, with a reason for every number and intervals for the estimates.
 
     Under torchrun every rank calls it, after `torch.distributed.init_process_group`, and gets the same result.
 

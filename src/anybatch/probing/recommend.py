@@ -123,7 +123,7 @@ def choose_batch_size(setup: Setup, objective: Objective) -> tuple[int, int, int
 
     Args:
         setup: what was measured.
-        objective: "time" minimises seconds to target; "samples" takes the fastest of the sizes that need at most
+        objective: "time" minimises the time to a given loss; "samples" takes the fastest of the sizes that need at most
             10 % more samples than the smallest.
 
     Returns:

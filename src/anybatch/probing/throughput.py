@@ -51,7 +51,7 @@ class ThroughputCurve:
     Attributes:
         points: ascending in size.
         optimizer_seconds: what of a step does not grow with the batch and is paid once per accumulation.
-        knee: the smallest size that reaches `KNEE_SHARE` of the best rate with loader.
+        knee: the smallest size that reaches `KNEE_SHARE` of the best throughput with loader.
         reason: one sentence on the knee.
     """
 
@@ -203,7 +203,7 @@ def _curve(points: Sequence[ThroughputPoint], optimizer_seconds: float) -> Throu
     enough = KNEE_SHARE * best.samples_per_second_with_loader
     knee = next(point for point in points if point.samples_per_second_with_loader >= enough)
     reason = (
-        f"{knee.micro_batch_size} is the smallest size within {1 - KNEE_SHARE:.0%} of the best rate, "
+        f"{knee.micro_batch_size} is the smallest size within {1 - KNEE_SHARE:.0%} of the best throughput, "
         f"{best.samples_per_second_with_loader:.0f} samples/s at {best.micro_batch_size}"
     )
     return ThroughputCurve(

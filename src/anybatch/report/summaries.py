@@ -20,6 +20,8 @@ ADVICE = {
     "micro_batch_size": "Micro-batch size",
     "accumulation_steps": "Accumulation steps",
     "lr_scale": "Learning-rate factor",
+    "time_of_largest": "Time at the largest that fits",
+    "samples_of_largest": "Samples at the largest that fits",
 }
 SECTIONS = {
     "memory": "memory",
