@@ -113,7 +113,8 @@ def test_the_knee_is_the_smallest_size_within_a_share_of_the_best(rates, knee):
     assert curve.knee == knee
     best = max(rates, key=rates.get)
     assert curve.reason == (
-        f"{knee} is the smallest size within {1 - KNEE_SHARE:.0%} of the best throughput, {rates[best]} samples/s at {best}"
+        f"{knee} is the smallest size within {1 - KNEE_SHARE:.0%} of the best throughput, "
+        f"{rates[best]} samples/s at {best}"
     )
 
 
