@@ -446,3 +446,28 @@ def test_an_average_over_different_modules_is_refused():
     first, second = point(1.0, modules={"body": point(1.0)}), point(1.0, modules={"head": point(1.0)})
     with pytest.raises(ValueError, match=r"all noise scales must have the same modules; got .*'body'.*'head'"):
         average_noise_scale([first, second])
+
+
+def test_a_module_without_gradient_at_one_point_keeps_the_run_finite():
+    nothing = [GradientMoments.from_gradients({"0": torch.zeros(2, 3)}, [4, 4]) for _ in range(3)]
+    something = gaussian_steps(0.3 * BATCH_SIZE, 40, seed=0, num_repetitions=1)
+    found = average_noise_scale([estimate_noise_scale(nothing), estimate_noise_scale(something)])
+    assert math.isfinite(found.inverse)
+    assert "there is no gradient" in estimate_noise_scale(nothing).reason
+
+
+def test_samples_without_noise_have_a_noise_scale_of_zero():
+    same = [GradientMoments.from_gradients({"all": torch.ones(2, 3)}, [4, 4]) for _ in range(3)]
+    found = estimate_noise_scale(same)
+    assert found.verdict == "measured"
+    assert found.value == pytest.approx(0.0, abs=1e-9)
+    assert math.isfinite(found.inverse)
+
+
+def test_a_larger_unit_divides_the_noise_scale():
+    found = estimate_noise_scale(gaussian_steps(0.3 * BATCH_SIZE, 40, seed=0, num_repetitions=1))
+    in_tens = found.in_units_of(10)
+    assert in_tens.value == pytest.approx(found.value / 10)
+    assert (in_tens.low, in_tens.high) == pytest.approx((found.low / 10, found.high / 10))
+    assert in_tens.inverse == pytest.approx(10 * found.inverse)
+    assert f"{in_tens.value:.3g} samples" in in_tens.reason

@@ -1,6 +1,7 @@
 """Samples and seconds over batch size, by hand."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -36,11 +37,18 @@ def test_a_measured_noise_scale_is_the_critical_batch_size():
     assert (law.critical_batch_size, law.low, law.high) == (28.0, 24.0, 33.0)
 
 
-@pytest.mark.parametrize(("low", "at_least", "critical"), [(20.0, 25.0, 25.0), (20.0, None, 20.0), (0.0, None, 1e-6)])
+@pytest.mark.parametrize(("low", "at_least", "critical"), [(20.0, 25.0, 25.0), (20.0, None, 20.0)])
 def test_an_undetermined_noise_scale_gives_its_lower_limit(low, at_least, critical):
     law = SampleLaw.from_noise_scale(noise_of(None, low, at_least=at_least))
     assert (law.critical_batch_size, law.low, law.high) == (critical, low, None)
     assert "lean towards small batches" in law.reason
+
+
+@pytest.mark.parametrize("at_least", [None, 0.0])
+def test_a_noise_scale_without_any_limit_finds_no_batch_too_large(at_least):
+    law = SampleLaw.from_noise_scale(noise_of(None, 0.0, at_least=at_least))
+    assert law.samples(10**6)[0] == pytest.approx(1.0, rel=1e-5)
+    assert "no batch is too large" in law.reason
 
 
 @given(st.floats(0.1, 1e5), st.floats(0.1, 1e5), st.floats(0.1, 1e5), st.integers(1, 10**6))
@@ -128,3 +136,22 @@ def test_a_plan_holds_its_share_in_parts_that_fit(share, largest, overhead):
     assert plan.accumulation_steps * plan.micro_batch_size >= share
     assert (plan.accumulation_steps - 1) * plan.micro_batch_size < share
     assert plan.seconds > 0
+
+
+def test_an_optimizer_that_dwarfs_the_passes_never_makes_seconds_negative():
+    seconds = {1: 0.100, 2: 0.095, 4: 0.097, 8: 0.100}
+    times = times_of(seconds.__getitem__, sizes=(1, 2, 4, 8), largest=8, optimizer_seconds=0.0995)
+    for share in (1, 3, 8, 64, 1000):
+        assert times.plan(share).seconds > 0.09
+
+
+def test_a_single_measured_size_gives_no_reason_to_accumulate():
+    times = times_of({1: 0.14}.__getitem__, sizes=(1,), largest=256, optimizer_seconds=0.043)
+    assert times.plan(256).accumulation_steps == 1
+    assert times.plan(256).seconds == pytest.approx(0.043 + 256 * (0.14 - 0.043))
+
+
+def test_a_huge_share_is_planned_at_once():
+    started = time.monotonic()
+    times_of(affine, largest=16).plan(2**20)
+    assert time.monotonic() - started < 0.5

@@ -72,8 +72,8 @@ def trained_digits(request):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_interval_holds_the_exact_noise_scale_of_the_digits(trained_digits, target, seed):
     workload, model, exact, _ = trained_digits
-    meter = meter_of(workload, model, seed, target, MicroBatchSizes(1, 512))
-    loss, noise = meter.measure(1.0, StoppingRule())
+    meter = meter_of(workload, model, seed, target, MicroBatchSizes(1, 512), step_size=512)
+    loss, noise = meter.measure(0.0, StoppingRule())  # one round, however fast the machine is
     wanted = getattr(exact, target)
     assert noise.verdict == "measured"
     assert noise.target == target
@@ -363,3 +363,20 @@ def test_a_run_that_trains_has_a_noise_scale_that_grows():
     inverses = [point.noise_scale.inverse for point in curve.points]
     assert inverses[0] > 2 * inverses[-1]
     assert sum(one > other for one, other in pairwise(inverses)) >= 6
+
+
+def test_a_run_never_takes_batches_that_batch_norm_cannot_train_on():
+    workload = vectors_workload(
+        model=lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)), base_batch_size=4
+    )
+    curve = along_runs(workload, micro_batch_sizes=MicroBatchSizes(2, 96))
+    assert curve.batch_size == 2
+
+
+def test_under_batch_norm_parts_are_the_run_s_own_micro_batches():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    workload = vectors_workload(model=lambda: model, base_batch_size=32)
+    seen = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])) if model.training else None)
+    along_runs(workload, micro_batch_sizes=MicroBatchSizes(2, 96))
+    assert set(seen) == {8}

@@ -59,3 +59,22 @@ def test_a_parameter_without_a_gradient_has_none_afterwards():
     with preserved(model):
         model(torch.ones(1, 2)).sum().backward()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_buffer_that_a_module_replaces_is_put_back():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + x.mean()
+            return self.weight * x
+
+    model = Averaging()
+    before = model.mean
+    with preserved(model):
+        model(torch.ones(3))
+    assert model.mean is before
+    assert model.mean.item() == 0

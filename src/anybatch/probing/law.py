@@ -16,6 +16,7 @@ from anybatch.probing.throughput import ThroughputCurve
 
 WORTH_ACCUMULATING = 0.95
 CHEAP_TO_EQUALIZE = 1.1
+NO_LIMIT = 1e12
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class SampleLaw:
 
     Attributes:
         critical_batch_size: in samples; where the noise scale is undetermined its lower limit, so that predictions
-            lean towards small batches.
+            lean towards small batches; where it has none either, `NO_LIMIT`.
         low: lower end of the interval.
         high: upper end; None where there is none.
         reason: one sentence.
@@ -54,9 +55,13 @@ class SampleLaw:
                 "samples to a given loss follow E (1 + B / critical batch size), which is the runs' mean noise scale"
             )
             return cls(noise.value, noise.low, noise.high, reason)
-        lower = max(noise.at_least or noise.low, 1e-6)
-        reason = "the noise scale has no upper limit, so predictions use its lower one and lean towards small batches"
-        return cls(lower, noise.low, None, reason)
+        if lower := noise.at_least or noise.low:
+            reason = (
+                "the noise scale has no upper limit, so predictions use its lower one and lean towards small batches"
+            )
+            return cls(lower, noise.low, None, reason)
+        reason = "the noise scale has no limit on either side, so as far as was measured no batch is too large"
+        return cls(NO_LIMIT, noise.low, None, reason)
 
     def samples(self, batch_size: float) -> tuple[float, float, float]:
         """Return samples over E at a batch size: at the estimate, at the interval's low and at its high end.

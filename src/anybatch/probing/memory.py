@@ -207,9 +207,10 @@ def _search_on_cpu(
         return trials[-1].fits
 
     extrapolated = at_limit = False
-    size, upper, deadline = sizes[0], sizes[-1], time.monotonic() + budget
+    size, upper = sizes[0], sizes[-1]
     with ChildTrials(workload, runtime, seed) as child:
-        started = time.monotonic()
+        started = time.monotonic()  # once the model stands and samples are read
+        deadline = started + budget
         while fits(child, size) and size < upper:
             following = _next_size(trials, limit, upper)
             seconds = (time.monotonic() - started) * following / size
