@@ -8,10 +8,11 @@ from importlib.metadata import version
 
 from anybatch import decide, stats
 from anybatch.errors import AnybatchError, InputError, RunError
+from anybatch.probing import ProbeInterrupted, ProbeResult, probe
 from anybatch.workload import Metric, Milestones, Workload
 
 __version__ = version("anybatch")
-from anybatch.probing import ProbeInterrupted, ProbeResult, probe
+
 
 __all__ = [
     # what is trained

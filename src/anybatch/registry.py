@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["measure", "decide", "apply", "use"]
 
 
 @dataclass(frozen=True)
@@ -11,14 +14,14 @@ class Card:
 
     Attributes:
         name: as users say it.
-        stage: measure, decide, apply or use.
+        stage: what it does with a batch's gradient.
         where: the import path of its entry point.
         summary: one line.
         source: paper, or whose choice.
     """
 
     name: str
-    stage: str
+    stage: Stage
     where: str
     summary: str
     source: str

@@ -1,4 +1,4 @@
-"""What is trained: the value a user hands over."""
+"""What is trained, on what, and how? The value a user hands over."""
 
 from __future__ import annotations
 

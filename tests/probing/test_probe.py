@@ -272,7 +272,7 @@ def interrupted_at(stage):
 
     with pytest.raises(ProbeInterrupted, match="the probe was interrupted") as caught:
         probed(progress=progress)
-    return caught.value.result
+    return caught.value.partial
 
 
 @pytest.mark.parametrize(

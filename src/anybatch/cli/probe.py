@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -24,6 +24,13 @@ from anybatch.probing.recommend import Objective
 from anybatch.workloads import load_workload
 
 UNITS = ("", "k", "m", "g", "t")
+
+
+class Outputs(NamedTuple):
+    """Files that were asked for."""
+
+    json: Path | None
+    report: Path | None
 
 
 def probe(
@@ -76,8 +83,8 @@ def probe(
 
     [b]torchrun --nproc-per-node 2 -m anybatch probe digits[/b]
     """
-    outputs = {"to_json": json, "to_html": report}
-    for path in outputs.values():
+    outputs = Outputs(json, report)
+    for path in outputs:
         _check_writable(path)
     console = Console(quiet=not _is_first_rank(), highlight=False)
     try:
@@ -98,7 +105,7 @@ def probe(
                 progress=told,
             )
     except ProbeInterrupted as error:
-        _show(error.result, console, outputs)
+        _show(error.partial, console, outputs)
         raise RunError("interrupted; what was measured before is above and in the files you asked for.") from None
     except AnybatchError as error:
         if isinstance(error.partial, ProbeResult) and error.partial.memory is not None:
@@ -107,16 +114,18 @@ def probe(
     _show(result, console, outputs)
 
 
-def _show(result: ProbeResult, console: Console, outputs: dict[str, Path | None]) -> None:
+def _show(result: ProbeResult, console: Console, outputs: Outputs) -> None:
     if not _is_first_rank():
         return
     from anybatch.report.terminal import print_probe
 
     print_probe(result.to_dict(), console)
-    for method, path in outputs.items():
-        if path is not None:
-            getattr(result, method)(path)
-            console.print(f"{'Report' if method == 'to_html' else 'JSON'}: {path.resolve()}", soft_wrap=True)
+    if outputs.json is not None:
+        result.to_json(outputs.json)
+        console.print(f"JSON: {outputs.json.resolve()}", soft_wrap=True)
+    if outputs.report is not None:
+        result.to_html(outputs.report)
+        console.print(f"Report: {outputs.report.resolve()}", soft_wrap=True)
 
 
 @contextmanager

@@ -50,11 +50,11 @@ SHARES = {"memory": 0.2, "throughput": 0.3, "noise_scale": 0.5}
 
 
 class ProbeInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a probe; `result` holds what was measured before."""
+    """Ctrl-C during a probe; `partial` holds what was measured before."""
 
-    def __init__(self, result: ProbeResult) -> None:
+    def __init__(self, partial: ProbeResult) -> None:
         super().__init__("the probe was interrupted")
-        self.result = result
+        self.partial = partial
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def probe(
     Raises:
         InputError: an argument or the workload cannot be used.
         RunError: training failed. What was measured before is the exception's `partial`.
-        ProbeInterrupted: Ctrl-C; what was measured before is its `result`.
+        ProbeInterrupted: Ctrl-C; what was measured before is its `partial`.
 
     Example:
         >>> import anybatch

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from anybatch.decide.lr_scaling import Rule
 from anybatch.probing.law import SampleLaw, StepPlan, StepTimes
 
 Objective = Literal["time", "samples"]
@@ -90,12 +91,12 @@ class Recommendation:
 
     Attributes:
         batch_size: samples per optimizer step over all ranks.
-        batch_size_low: what the lower end of B_crit's interval would recommend.
-        batch_size_high: what its upper end would.
+        batch_size_low: the smallest size that B_crit's estimate and the ends of its interval would recommend.
+        batch_size_high: the largest.
         micro_batch_size: samples per forward pass on one rank.
         accumulation_steps: forward passes per optimizer step.
         lr_scale: factor on the workload's rate; None where it is not known what batch the rate was tuned at.
-        lr_rule: "linear" or "sqrt"; None with `lr_scale`.
+        lr_rule: which rule gave it; None with `lr_scale`.
         betas: Adam's, moved with the batch; None for SGD.
         time_of_largest: predicted time at the largest batch that fits, over that at the recommended one; None where
             they are the same.
@@ -110,7 +111,7 @@ class Recommendation:
     micro_batch_size: int
     accumulation_steps: int
     lr_scale: float | None
-    lr_rule: str | None
+    lr_rule: Rule | None
     betas: tuple[float, float] | None
     time_of_largest: Band | None
     samples_of_largest: Band | None
@@ -127,7 +128,8 @@ def choose_batch_size(setup: Setup, objective: Objective) -> tuple[int, int, int
             10 % more samples than the smallest.
 
     Returns:
-        The choice at the estimate of B_crit, at the low and at the high end of its interval.
+        The choice at the estimate of B_crit, and the smallest and largest of the choices there and at the ends of
+        its interval.
     """
     sizes = candidate_sizes(setup)
     choices = []

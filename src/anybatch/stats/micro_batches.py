@@ -1,4 +1,4 @@
-"""Gradient moments from gradient accumulation on one device."""
+"""What does gradient accumulation on one device say about the gradient and its noise?"""
 
 from __future__ import annotations
 

@@ -156,8 +156,13 @@ def _check_counts(num_sizes: int, num_factors: int, num_parts: int) -> None:
         )
 
 
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """Return the widest floating-point type of a device: float64, or float32 where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    return tensor.to(widest_dtype(tensor.device))
 
 
 def _positive(name: str, values: Sequence[float], like: Tensor) -> Tensor:

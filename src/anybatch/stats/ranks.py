@@ -1,4 +1,4 @@
-"""Gradient moments from data-parallel ranks."""
+"""What do data-parallel ranks say about the gradient and its noise?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anybatch.stats.groups import ModulePrefixes, find_ddp
-from anybatch.stats.moments import GradientMoments
+from anybatch.stats.moments import GradientMoments, widest_dtype
 from anybatch.stats.sub_batches import SubBatchSource
 
 
@@ -97,8 +97,7 @@ class Ranks(SubBatchSource):
         return sums, rows
 
     def _failed(self) -> Tensor:
-        wide = torch.float32 if self._device.type == "mps" else torch.float64
-        return torch.zeros(3 + 2 * len(self.modules), dtype=wide, device=self._device)
+        return torch.zeros(3 + 2 * len(self.modules), dtype=widest_dtype(self._device), device=self._device)
 
     def _all_gather(self, tensor: Tensor) -> Tensor:
         out = tensor.new_empty(self._world_size, *tensor.shape)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.stats.groups import ModulePrefixes, group_parameters
-from anybatch.stats.moments import GradientMoments
+from anybatch.stats.moments import GradientMoments, widest_dtype
 
 CHANGED = (
     "gradients and parameters must stay as backward() left them from the first sub_batch() to finish(); they were "
@@ -109,7 +109,7 @@ class SubBatchSource(ABC):
         return sizes, factors, norms[:-1], norms[-1]
 
     def _per_module(self, rows: list[list[Tensor | None]]) -> Tensor:
-        wide = torch.float32 if self._device.type == "mps" else torch.float64
+        wide = widest_dtype(self._device)
         found = [value for row in rows for value in row if value is not None]
         if self._is_mixed:
             found = [value.to(self._device, wide) for value in found]

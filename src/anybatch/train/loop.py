@@ -1,4 +1,4 @@
-"""One short training loop over a Workload: accumulate, step, repeat; in one process or under torchrun."""
+"""How is a step taken, and the next? The one training loop: accumulate, step, repeat; alone or under torchrun."""
 
 from __future__ import annotations
 
