@@ -62,10 +62,8 @@ def upward_imports(source: str, path: str) -> list[str]:
         if name.split(".")[0] != "anybatch":
             continue
         room = name.split(".")[1] if "." in name else None
-        if room is None:
-            allowed = own == "cli"
-        else:
-            allowed = room in LEVELS and (room == own or LEVELS[room] < LEVELS[own])
+        is_below = room in LEVELS and (room == own or LEVELS[room] < LEVELS[own])
+        allowed = own == "cli" if room is None else is_below
         if not allowed:
             wrong.append(name)
     return wrong
