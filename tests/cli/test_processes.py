@@ -59,6 +59,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_so(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     try:
         deadline = time.monotonic() + TIMEOUT
@@ -69,7 +70,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_so(tmp_path):
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.communicate()
     assert process.returncode == 1
     assert err.strip() == ("anybatch: interrupted; what was measured before is above and in the files you asked for.")
     assert "Throughput" in out
