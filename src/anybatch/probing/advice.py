@@ -142,9 +142,10 @@ def _why_batch_size(
     if asked is not None:
         return f"you asked for {asked}; the measurements would recommend {chosen}"
     what = "time to a given loss" if objective == "time" else "time among the sizes that need few samples"
+    near = "no other size compared is" if smallest == largest else f"sizes from {smallest} to {largest} are"
     return (
         f"it has the least predicted {what}: with a critical batch size of {law.critical_batch_size:.3g}, "
-        f"{smallest} to {largest} are within 10% of the fastest"
+        f"{near} within 10% of the fastest"
     )
 
 
