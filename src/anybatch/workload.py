@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -35,15 +36,36 @@ class Milestones:
 
     Attributes:
         epochs: when, in epochs of training at `base_batch_size`.
-        decay: the factor.
+        decay: the factor, or one factor per milestone.
+
+    Raises:
+        InputError: milestones that do not ascend, or another number of factors.
+
+    Example:
+        >>> Milestones((60, 120), decay=(10, 0.1)).factor(60)
+        10.0
     """
 
     epochs: tuple[float, ...]
-    decay: float = 0.1
+    decay: float | tuple[float, ...] = 0.1
+
+    def __post_init__(self) -> None:
+        if list(self.epochs) != sorted(set(self.epochs)) or any(epoch <= 0 for epoch in self.epochs):
+            raise InputError(f"epochs of Milestones must be positive and ascend; got {tuple(self.epochs)}.")
+        if isinstance(self.decay, tuple) and len(self.decay) != len(self.epochs):
+            raise InputError(
+                f"decay of Milestones must be one factor, or one per milestone; got {len(self.decay)} factors for "
+                f"{len(self.epochs)} milestones."
+            )
+
+    @property
+    def decays(self) -> tuple[float, ...]:
+        """The factor at each milestone."""
+        return self.decay if isinstance(self.decay, tuple) else (self.decay,) * len(self.epochs)
 
     def factor(self, epoch: float) -> float:
         """Return the factor on the rate after so many epochs."""
-        return self.decay ** sum(milestone <= epoch for milestone in self.epochs)
+        return math.prod((decay for at, decay in zip(self.epochs, self.decays, strict=True) if at <= epoch), start=1.0)
 
 
 Schedule = Milestones | Callable[[Optimizer], LRScheduler]

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Family = Literal["sgd", "adam"]
-Rule = Literal["linear", "sqrt"]
+from anybatch.errors import InputError
+
+Family = Literal["sgd", "adam", "rmsprop"]
+Rule = Literal["none", "linear", "sqrt"]
+POWERS: dict[Rule, float] = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
 @dataclass(frozen=True)
@@ -15,18 +18,21 @@ class LrScale:
     """A factor on the tuned rate.
 
     Attributes:
-        factor: multiply the base rate, of every parameter group, with it.
-        rule: "linear" or "sqrt".
-        betas: Adam's, moved with the batch; None for SGD or where none were given.
-        eps_factor: factor on Adam's epsilon; 1 for SGD.
+        factor: multiply the base rate, of every parameter group and after every drop, with it.
+        rule: "none", "linear" or "sqrt".
+        betas: the averages' weights, as many as were given, moved by the square root rule and else as they were; None
+            for SGD or where none were given.
+        eps_factor: factor on epsilon; 1 unless the square root rule moves it.
+        warmup_epochs: the warm-up that has as many updates as the base batch's.
         holds: whether the rule is inside its range of validity.
         reason: one sentence.
     """
 
     factor: float
     rule: Rule
-    betas: tuple[float, float] | None
+    betas: tuple[float, ...] | None
     eps_factor: float
+    warmup_epochs: float
     holds: bool
     reason: str
 
@@ -37,82 +43,120 @@ def scale_learning_rate(
     *,
     family: Family,
     critical_batch_size: float | None = None,
-    betas: tuple[float, float] | None = None,
+    betas: tuple[float, ...] | None = None,
     rule: Rule | None = None,
+    warmup_epochs: float = 0.0,
 ) -> LrScale:
     """Scale a rate tuned at one batch size to another.
 
-    With k = batch_size / base_batch_size: SGD multiplies its rate with k (linear) while both batches are below the
-    critical one, where steps are noise-dominated and add up, and with sqrt(k) (which keeps the covariance of an
-    update) beyond. Adam multiplies with sqrt(k) and moves 1 - beta to k (1 - beta) and epsilon to epsilon / sqrt(k).
+    With k = batch_size / base_batch_size: "linear" multiplies the rate with k, "sqrt" with sqrt(k), "none" leaves it.
+    SGD takes linear while both batches are below the critical one, where steps are noise-dominated and add up, and
+    sqrt (which keeps the covariance of an update) beyond. Adam and RMSprop take sqrt, which also moves 1 - beta to
+    k (1 - beta) and epsilon to epsilon / sqrt(k); a beta of 0 is no average and stays. Every rule multiplies the
+    warm-up's epochs with k, so that it keeps its number of updates.
 
     Args:
         base_batch_size: samples per step at which the rate was tuned.
         batch_size: samples per step it is wanted for.
-        family: "sgd" (momentum or not) or "adam" (Adam, AdamW and their kin with betas).
-        critical_batch_size: from the noise scale, in samples; None where it was not measured.
-        betas: Adam's, at the base batch size.
-        rule: overrides the choice for SGD.
+        family: "sgd" (momentum or not), "adam" (Adam, AdamW and their kin with betas) or "rmsprop".
+        critical_batch_size: from the noise scale, in samples; None where it was not measured. Of SGD alone: that of
+            Adam is another, mostly larger.
+        betas: at the base batch size, each in [0, 1); those of Adam, or (alpha,) of RMSprop.
+        rule: overrides the choice.
+        warmup_epochs: of the base batch size.
 
     Returns:
-        The factor with its rule and reason.
+        The factor with its rule and reason; `holds` is False where the rule is known to fail or nothing says it holds.
 
     Raises:
-        ValueError: a batch size that is not positive, an unknown family or rule, or linear scaling for Adam.
+        InputError: a batch size that is not positive, an unknown family or rule, a beta outside [0, 1), or a negative
+            warm-up.
 
     Example:
         >>> scale_learning_rate(128, 512, family="sgd", critical_batch_size=2000).factor
         4.0
         >>> scale_learning_rate(128, 512, family="adam", betas=(0.9, 0.999)).betas
         (0.6, 0.996)
+        >>> scale_learning_rate(128, 512, family="sgd", rule="sqrt", warmup_epochs=2).warmup_epochs
+        8.0
 
     Source:
         Linear: Goyal et al. 2017, arXiv:1706.02677, section 2.1. Square root for SGD: Hoffer et al. 2017,
-        arXiv:1705.08741. Adam: Malladi et al. 2022, arXiv:2205.10287, section 5. Where rates stop growing:
-        McCandlish et al. 2018, arXiv:1812.06162, equation 2.9; the switch at the critical batch is our choice.
+        arXiv:1705.08741. For Adam and RMSprop: Malladi et al. 2022, arXiv:2205.10287, section 5. Warm-up (LEGW): You
+        et al. 2019, arXiv:1901.08256; they join it to sqrt, here it goes with any rule. Where SGD's rates stop
+        growing: McCandlish et al. 2018, arXiv:1812.06162, equation 2.9; the switch at the critical batch is our
+        choice. Critical batch of Adam: Zhang et al. 2019, arXiv:1907.04164.
     """
-    if not (base_batch_size > 0 and batch_size > 0):
-        raise ValueError(f"batch sizes must be positive; got {base_batch_size} and {batch_size}.")
+    _check(base_batch_size, batch_size, betas or (), warmup_epochs)
     for name, value, choices in (("family", family, Family), ("rule", rule or "sqrt", Rule)):
         if value not in get_args(choices):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}.")
+            raise InputError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}.")
     ratio = batch_size / base_batch_size
-    if family == "adam":
-        return _scale_adam(ratio, betas, rule)
-    return _scale_sgd(ratio, max(base_batch_size, batch_size), critical_batch_size, rule)
-
-
-def _scale_adam(ratio: float, betas: tuple[float, float] | None, rule: Rule | None) -> LrScale:
-    if rule == "linear":
-        raise ValueError("rule must be sqrt for the adam family; got 'linear'.")
-    factor = math.sqrt(ratio)
-    reason = f"the square root of {ratio:.4g} for Adam, with epsilon divided by {factor:.3g}"
-    if betas is None:
-        return LrScale(factor, "sqrt", None, 1 / factor, True, reason)
-    moved = tuple(1 - ratio * (1 - beta) for beta in betas)
-    holds = min(moved) >= 0
-    beta1, beta2 = (round(max(beta, 0.0), 12) for beta in moved)
-    reason += f" and betas {beta1:.4g} and {beta2:.4g}"
-    if not holds:
-        reason += f"; beyond {1 / (1 - min(betas)):.0f} times the base batch a beta would be negative and no rule holds"
-    return LrScale(factor, "sqrt", (beta1, beta2), 1 / factor, holds, reason)
-
-
-def _scale_sgd(ratio: float, largest: float, critical: float | None, rule: Rule | None) -> LrScale:
-    below = critical is not None and largest <= critical
-    rule = rule or ("linear" if below else "sqrt")
-    factor = ratio if rule == "linear" else math.sqrt(ratio)
-    words = f"linear, {ratio:.4g} times" if rule == "linear" else f"the square root of {ratio:.4g}"
-    other = math.sqrt(ratio) if rule == "linear" else ratio
+    below = critical_batch_size is not None and max(base_batch_size, batch_size) <= critical_batch_size
+    rule = rule or ("linear" if family == "sgd" and below else "sqrt")
+    moves = family != "sgd" and rule == "sqrt"
     if ratio == 1:
-        reason = "the batch is the one the rate was tuned at"
-    elif critical is None:
-        reason = f"{words}, for SGD; how far it holds is unknown without a critical batch size"
-    elif below:
-        reason = f"{words}, for SGD, both batches being below the critical {critical:.3g}"
+        holds, reason = True, "the batch is the one the rate was tuned at"
+    elif rule == "none":
+        holds, reason = False, f"left alone at {ratio:.4g} times the batch, which no derivation asks for"
+    elif family == "sgd":
+        holds, reason = _judge_sgd(ratio, rule, critical_batch_size, below)
     else:
-        reason = (
-            f"{words}, for SGD; above the critical {critical:.3g} larger batches stop earning larger "
-            f"rates and no rule holds (the other one says {other:.3g}), so try its neighbours too"
+        holds, reason = _judge_adaptive(ratio, rule, family, betas)
+    if warmup_epochs:
+        reason += f"; warmed up over {warmup_epochs * ratio:.4g} epochs"
+    return LrScale(
+        factor=ratio ** POWERS[rule],
+        rule=rule,
+        betas=None if betas is None or family == "sgd" else _move(betas, ratio if moves else 1.0),
+        eps_factor=1 / math.sqrt(ratio) if moves else 1.0,
+        warmup_epochs=warmup_epochs * ratio,
+        holds=holds,
+        reason=reason,
+    )
+
+
+def _check(base_batch_size: float, batch_size: float, betas: tuple[float, ...], warmup_epochs: float) -> None:
+    if not (0 < base_batch_size < math.inf and 0 < batch_size < math.inf):
+        raise InputError(f"batch sizes must be positive and finite; got {base_batch_size} and {batch_size}.")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"betas must be at least 0 and below 1; got {tuple(betas)}.")
+    if not 0 <= warmup_epochs < math.inf:
+        raise InputError(f"warmup_epochs must be at least 0; got {warmup_epochs}. Pass 0 for no warm-up.")
+
+
+def _move(betas: tuple[float, ...], ratio: float) -> tuple[float, ...]:
+    return tuple(round(max(1 - ratio * (1 - beta), 0.0), 12) if beta else beta for beta in betas)
+
+
+def _judge_sgd(ratio: float, rule: Rule, critical: float | None, below: bool) -> tuple[bool, str]:
+    root = math.sqrt(ratio)
+    words = "linear, {:.4g} times, for SGD" if rule == "linear" else "the square root of {:.4g}, for SGD"
+    words, other = words.format(ratio), root if rule == "linear" else ratio
+    if critical is None:
+        return False, f"{words}; how far it holds is unknown without a critical batch size"
+    if below and rule == "linear":
+        return True, f"{words}, both batches being below the critical {critical:.3g}"
+    if below:
+        return False, f"{words}; below the critical {critical:.3g} steps add up, and the linear {ratio:.4g} holds"
+    return False, (
+        f"{words}; above the critical {critical:.3g} larger batches stop earning larger rates and no rule holds "
+        f"(the other one says {other:.3g}), so try its neighbours too"
+    )
+
+
+def _judge_adaptive(ratio: float, rule: Rule, family: Family, betas: tuple[float, ...] | None) -> tuple[bool, str]:
+    name = {"adam": "Adam", "rmsprop": "RMSprop"}[family]
+    if rule == "linear":
+        return False, (
+            f"linear, {ratio:.4g} times; {name} divides by the gradient's size, noise included, so that the square "
+            f"root {math.sqrt(ratio):.3g} is what noise-dominated steps ask for"
         )
-    return LrScale(factor, rule, None, 1.0, ratio == 1 or below, reason)
+    reason = f"the square root of {ratio:.4g} for {name}, with epsilon divided by {math.sqrt(ratio):.3g}"
+    if betas is None:
+        return True, reason
+    reason += f" and betas {' and '.join(f'{beta:.4g}' for beta in _move(betas, ratio))}"
+    limit = min((round(1 / (1 - beta), 9) for beta in betas if beta), default=math.inf)
+    if ratio <= limit:
+        return True, reason
+    return False, f"{reason}; beyond {limit:.0f} times the base batch a beta would be negative and no rule holds"
