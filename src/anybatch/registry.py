@@ -69,4 +69,11 @@ WORKLOADS: dict[str, str] = {
     "digits": "anybatch.workloads.digits:digits",
     "fashion-mnist": "anybatch.workloads.fashion_mnist:fashion_mnist_mlp",
     "fashion-mnist-resnet": "anybatch.workloads.fashion_mnist:fashion_mnist_resnet",
+    "f1-mnist": "anybatch.workloads.mnist:f1_mnist",
+    "f1-fashion-mnist": "anybatch.workloads.mnist:f1_fashion_mnist",
+    "c1-cifar10": "anybatch.workloads.cifar:c1_cifar10",
+    "resnet44-cifar10": "anybatch.workloads.cifar:resnet44_cifar10",
+    "c3-cifar100": "anybatch.workloads.cifar:c3_cifar100",
+    "wresnet16-4-cifar100": "anybatch.workloads.cifar:wresnet16_4_cifar100",
+    "alexnet-imagenet": "anybatch.workloads.imagenet:alexnet_imagenet",
 }

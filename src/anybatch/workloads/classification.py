@@ -1,9 +1,10 @@
-"""Loss and metric of the classification workloads, whose batches are (inputs, labels)."""
+"""Loss, metric and optimizer of the classification workloads, whose batches are (inputs, labels)."""
 
 from __future__ import annotations
 
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 Batch = tuple[Tensor, Tensor]
@@ -13,6 +14,11 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean cross-entropy of (N, classes) logits, a scalar."""
     inputs, labels = batch
     return nn.functional.cross_entropy(model(inputs), labels)
+
+
+def sgd(model: nn.Module, *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    """Return SGD with weight decay on every parameter, norms and biases included."""
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 class Accuracy:

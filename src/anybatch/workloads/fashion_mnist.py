@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from anybatch.errors import InputError
 from anybatch.workload import Workload
 from anybatch.workloads.classification import Accuracy, cross_entropy
+from anybatch.workloads.torchvision_sets import load_images
 
 
 def fashion_mnist_mlp(data_root: str | Path | None = None) -> Workload:
@@ -81,12 +81,11 @@ def _mlp() -> nn.Module:
 
 
 def _fashion_mnist(name: str, model: Any, data_root: str | Path | None) -> Workload:
-    root = Path("data" if data_root is None else data_root)
     return Workload(
         name=name,
         model=model,
-        train_set=_images(root, train=True),
-        eval_set=_images(root, train=False),
+        train_set=_images(data_root, train=True),
+        eval_set=_images(data_root, train=False),
         loss=cross_entropy,
         metric=Accuracy,
         optimizer=_sgd,
@@ -103,20 +102,6 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
-def _images(root: Path, *, train: bool) -> TensorDataset:
-    try:
-        from torchvision.datasets import FashionMNIST
-    except ImportError as error:
-        raise InputError("Fashion-MNIST needs torchvision. Run: pip install 'anybatch[vision]'") from error
-    try:
-        data = FashionMNIST(root, train=train, download=not _is_there(root))
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"Fashion-MNIST is not in {root} and could not be downloaded. "
-            "Pass --data-root with the folder that holds FashionMNIST/raw."
-        ) from error
-    return TensorDataset((data.data.float().unsqueeze(1) / 255 - 0.286) / 0.353, data.targets)
-
-
-def _is_there(root: Path) -> bool:
-    return any((root / "FashionMNIST" / "raw").glob("train-images-idx3-ubyte*"))
+def _images(data_root: str | Path | None, *, train: bool) -> TensorDataset:
+    images, labels = load_images("FashionMNIST", data_root, train=train)
+    return TensorDataset((images.float() / 255 - 0.286) / 0.353, labels)
