@@ -39,6 +39,12 @@ function overhang() {
   return Math.round(Math.max(0, ...drawings.map((drawing) => right(drawing) - edge)));
 }
 
+function pick(kind, place) {
+  [...document.querySelectorAll(`.choices input[type=${kind}]`)].at(place)?.click();
+  const lines = (chart) => chart.data.filter((trace) => trace.visible !== false).length;
+  return [...document.querySelectorAll(".chart")].map((chart) => [lines(chart), chart.layout.yaxis.title.text]);
+}
+
 addEventListener("load", async () => {
   await pause(1000);
   const root = document.documentElement;
@@ -46,6 +52,8 @@ addEventListener("load", async () => {
   const details = document.querySelector("details");
   const charts = [...document.querySelectorAll(".chart")].map((chart) => [chart.id, measure(chart)]);
   const seen = {viewport: root.clientWidth, scroll_width: root.scrollWidth};
+  const fewer = pick("checkbox", 0);
+  const other = pick("radio", -1);
   button?.click();
   await pause(200);
   dispatchEvent(new Event("beforeprint"));
@@ -55,7 +63,7 @@ addEventListener("load", async () => {
   await pause(200);
   const after = {is_open: details.open, overhang: overhang()};
   const is_owned = Boolean(window.owned);
-  const done = {printed, after, is_owned, button: button?.textContent};
+  const done = {printed, after, is_owned, fewer, other, button: button?.textContent};
   parent.postMessage({...seen, ...done, charts: Object.fromEntries(charts)}, "*");
 });
 </script></body>"""

@@ -5,32 +5,44 @@ from pathlib import Path
 import pytest
 from report.nulls import paths, with_null
 from report.records import (
+    comparison_record,
     complete_record,
+    diverged_comparison,
+    empty_comparison,
+    hostile_comparison,
     hostile_record,
+    loss_comparison,
+    partial_comparison,
     partial_record,
     single_point_record,
     undetermined_record,
 )
 from rich.console import Console
 
-from anybatch.report.terminal import print_probe
+from anybatch.report.terminal import print_comparison, print_probe
 
-GOLDEN = Path(__file__).with_name("probe.txt")
+FOLDER = Path(__file__).parent
 
 
-def printed(record, width=80):
+def printed(record, width=80, show=print_probe):
     """Return what is printed into a pipe."""
     pipe = io.StringIO()
-    print_probe(record, Console(file=pipe, width=width))
+    show(record, Console(file=pipe, width=width))
     return "\n".join(line.rstrip() for line in pipe.getvalue().splitlines()) + "\n"
 
 
-def test_terminal_output_is_the_golden_one():
-    """Run with ANYBATCH_REGENERATE=1 to write the golden file anew."""
-    text = printed(complete_record())
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (printed(complete_record()), "probe.txt"),
+        (printed(comparison_record(lr_factors=(1.0, 2.0)), show=print_comparison), "comparison.txt"),
+    ],
+)
+def test_terminal_output_is_the_golden_one(text, name):
+    """Run with ANYBATCH_REGENERATE=1 to write the golden files anew."""
     if os.environ.get("ANYBATCH_REGENERATE"):
-        GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8")
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    assert text == (FOLDER / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("record", [complete_record(), partial_record(), undetermined_record()])
@@ -86,3 +98,37 @@ def test_any_entry_may_be_null():
     for path in paths(record):
         assert printed(with_null(record, path)), path
     assert "unnamed workload" in printed({})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        comparison_record(),
+        comparison_record(lr_factors=(0.5, 1.0, 2.0)),
+        partial_comparison(),
+        loss_comparison(),
+        empty_comparison(),
+        hostile_comparison(),
+    ],
+)
+def test_comparison_fits_the_console(record):
+    text = printed(record, show=print_comparison)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+
+
+def test_headline_of_a_comparison_stands_last():
+    text = printed(comparison_record(), show=print_comparison)
+    titles = ["Distance from the initial weights", "Results", "Warnings", "╭─ anybatch: fashion_mnist"]
+    places = [text.index(f"\n{title}") for title in titles]
+    assert places == sorted(places)
+    assert "regime reaches an eval accuracy of 88.77%" in text[places[-1] :]
+    assert text.endswith("╯\n")
+
+
+def test_runs_that_diverged_or_did_not_finish_are_told_in_words():
+    assert "plain    4,096          diverged" in printed(diverged_comparison(), show=print_comparison)
+    words = " ".join(printed(partial_comparison(), show=print_comparison).split())
+    assert "regime 4,096 unfinished — 703" in words
+    assert "plain at batch size 4,096: 1 of 3 seeds diverged: the training loss is not finite" in words
+    assert "This comparison was interrupted: 5 of 36 runs did not finish." in words

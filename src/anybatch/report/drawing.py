@@ -1,7 +1,7 @@
 """How is a figure with its uncertainty drawn? The lines, bands, intervals and marks that all charts share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +12,10 @@ from anybatch.report.wording import Bounds, Record, bounds_of, number
 Axis = Literal["x", "y"]
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#808080"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
 FONT = "system-ui, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 LONGEST_NAME = 24
+MOST_TICKS = 7
 
 
 class Edges(NamedTuple):
@@ -75,20 +77,34 @@ def log_edges(values: Iterable[float | None]) -> Edges:
 
 def set_log_axis(figure: go.Figure, axis: Axis, edges: Edges, base: Literal[2, 10], title: str | None = None) -> None:
     """Make an axis logarithmic, with a few round ticks."""
-    ticks = [tick for tick in _round_numbers(edges, base) if edges.low <= tick <= edges.high]
+    figure.update_layout({f"{axis}axis": log_axis(edges, base, title)})
+
+
+def log_axis(
+    edges: Edges,
+    base: Literal[2, 10],
+    title: str | None = None,
+    ticks: Sequence[float] | None = None,
+    words: Callable[[float], str] = number,
+) -> dict[str, Any]:
+    """Return the settings of a logarithmic axis, with a few round ticks unless they are given."""
+    within = [tick for tick in ticks or _round_numbers(edges, base) if edges.low <= tick <= edges.high]
     settings: dict[str, Any] = {"type": "log", "range": [math.log10(edge) for edge in edges]}
-    if ticks:
-        settings |= {"tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
+    if within:
+        settings |= {"tickvals": within, "ticktext": [words(tick) for tick in within]}
     if title:
         settings["title"] = {"text": title}
-    figure.update_layout({f"{axis}axis": settings})
+    return settings
 
 
 def _round_numbers(edges: Edges, base: Literal[2, 10]) -> list[float]:
+    """Return powers of the base; of 10 also twice and five times them, as long as they are few."""
     first, last = (math.floor(math.log(edge, base)) for edge in edges)
-    stride = math.ceil((last - first + 1) / 7)
-    steps = (1, 2, 5) if base == 10 and last - first <= 2 else (1,)
-    return [step * float(base) ** power for power in range(first, last + 1, stride) for step in steps]
+    stride = math.ceil((last - first + 1) / MOST_TICKS)
+    powers = [float(base) ** power for power in range(first, last + 1, stride)]
+    finer = [step * power for power in powers for step in (1, 2, 5)]
+    are_few = sum(edges.low <= tick <= edges.high for tick in finer) <= MOST_TICKS
+    return finer if base == 10 and stride == 1 and are_few else powers
 
 
 def add_line(
@@ -104,7 +120,7 @@ def add_line(
     looks: dict[str, Any] = {"mode": "lines+markers" if texts else "lines", "marker": {"size": 6}}
     looks |= {"line": {"width": 2}} | style
     looks |= {part: {"color": colour, **looks[part]} for part in ("line", "marker")}
-    figure.add_scatter(x=[x for x, _ in rows], y=[y for _, y in rows], name=name, **hover, **looks)
+    figure.add_scatter(x=[x for x, _ in rows], y=[y for _, y in rows], name=name, **(hover | looks))
 
 
 def add_estimates(

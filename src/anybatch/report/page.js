@@ -7,6 +7,22 @@ for (const chart of charts) {
   Plotly.newPlot(chart, figure.data, figure.layout, {responsive: true, displayModeBar: false});
 }
 
+const choices = document.querySelector("form.choices");
+
+function choose() {
+  const picked = new FormData(choices);
+  const names = new Set([...choices.elements].map((element) => element.name));
+  const isPicked = ([name, value]) => !names.has(name) || picked.getAll(name).includes(value);
+  for (const chart of charts) {
+    if (!chart.data.some((trace) => trace.meta)) continue;
+    const visible = chart.data.map((trace) => Object.entries(trace.meta ?? {}).every(isPicked));
+    const yaxis = chart.layout.meta?.metric[picked.get("metric")];
+    Plotly.update(chart, {visible}, yaxis ? {yaxis: structuredClone(yaxis)} : {});
+  }
+}
+
+choices?.addEventListener("change", choose);
+
 const details = [...document.querySelectorAll("details.printed")];
 const closed = new Set();
 

@@ -1,20 +1,30 @@
-"""How does a probe become a page? One HTML file that needs no network, whatever the record holds."""
+"""How does a record become a page? One HTML file that needs no network, whatever the record holds."""
 
 import json
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
 import jinja2
+import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from anybatch.report import summaries, wording
-from anybatch.report.charts import CHARTS
+from anybatch.report import comparison_rows, comparison_summaries, comparison_tables, probe_summaries, wording
+from anybatch.report.comparison_charts import COMPARISON_CHARTS, choices
+from anybatch.report.probe_charts import PROBE_CHARTS
 from anybatch.report.wording import Record
 
+Charts = Mapping[str, Callable[[Record], go.Figure]]
 
-def render_page(record: Record) -> str:
+INDENTED: dict[str, Any] = {"indent": 2}
+PACKED: dict[str, Any] = {"separators": (",", ":")}
+SAFE = "{}[]:,/"
+
+
+def render_probe(record: Record) -> str:
     """Render a probe's record as one self-contained HTML page.
 
     Args:
@@ -23,20 +33,38 @@ def render_page(record: Record) -> str:
     Returns:
         The whole page, with plotly.js inlined once; it loads nothing.
     """
-    figures = {name: draw(record) for name, draw in CHARTS.items()}
+    return _render("probe", record, PROBE_CHARTS, probe_summaries)
+
+
+def render_comparison(record: Record) -> str:
+    """Render a comparison's record as one self-contained HTML page.
+
+    Args:
+        record: what `Comparison.to_dict()` gives, whether all of its runs finished or not.
+
+    Returns:
+        The whole page, with plotly.js inlined once; it loads nothing.
+    """
+    more = {"rows": comparison_rows, "tables": comparison_tables, "choices": choices(record)}
+    return _render("comparison", record, COMPARISON_CHARTS, comparison_summaries, **more)
+
+
+def _render(kind: str, record: Record, charts: Charts, words: ModuleType, **more: Any) -> str:
+    figures = {name: draw(record) for name, draw in charts.items()}
     drawn = {name: figure for name, figure in figures.items() if figure.data}
-    raw = json.dumps(record, indent=2, ensure_ascii=False)
+    raw, packed = (json.dumps(record, ensure_ascii=False, **style) for style in (INDENTED, PACKED))
     return (
         _environment()
-        .get_template("probe.html.j2")
+        .get_template(f"{kind}.html.j2")
         .render(
             record=record,
-            words=summaries,
+            words=words,
             heights={name: figure.layout["height"] for name, figure in drawn.items()},
             figures=_script_json({name: json.loads(figure.to_json() or "{}") for name, figure in drawn.items()}),
             plotlyjs=Markup(get_plotlyjs()),
             raw=raw,
-            download=f"data:application/json;charset=utf-8,{quote(raw)}",
+            download=f"data:application/json;charset=utf-8,{quote(packed, safe=SAFE)}",
+            **more,
         )
     )
 

@@ -1,4 +1,4 @@
-"""How does a probe read in a terminal? What was measured first; the recommendation and its settings last, in sight."""
+"""How does a record read in a terminal? What was measured first; the conclusion last, in sight."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from anybatch.report import summaries
+from anybatch.report import comparison_summaries, comparison_tables, probe_summaries
 from anybatch.report.wording import Record, memory_size, noise_bounds, number, percent, sentences, span
 
 
@@ -19,11 +19,11 @@ def print_probe(record: Record, console: Console) -> None:
         record: what `ProbeResult.to_dict()` gives; any section may be null or missing.
         console: where to print.
     """
-    noise = sentences(summaries.noise_summary(record), summaries.law_summary(record))
+    noise = sentences(probe_summaries.noise_summary(record), probe_summaries.law_summary(record))
     _print_section(console, "Noise scale", noise, _noise(record))
-    _print_section(console, "Throughput", summaries.throughput_summary(record), _throughput(record))
-    _print_section(console, "Memory", summaries.memory_summary(record), _memory(record))
-    _print_section(console, "Devices", summaries.devices_summary(record), _devices(record))
+    _print_section(console, "Throughput", probe_summaries.throughput_summary(record), _throughput(record))
+    _print_section(console, "Memory", probe_summaries.memory_summary(record), _memory(record))
+    _print_section(console, "Devices", probe_summaries.devices_summary(record), _devices(record))
     _print_section(console, "Cost", "", _cost(record))
     _print_section(console, "Warnings", "\n".join(_warnings(record)) or "None.")
     console.print()
@@ -33,14 +33,40 @@ def print_probe(record: Record, console: Console) -> None:
         console.print(Text((code or "none").rstrip()), soft_wrap=True)
 
 
+def print_comparison(record: Record, console: Console) -> None:
+    """Print a comparison's record as tables that read well at 80 columns, piped or not.
+
+    Args:
+        record: what `Comparison.to_dict()` gives, whether all of its runs finished or not.
+        console: where to print.
+    """
+    sections = (
+        ("Rates", comparison_tables.short_rates_table(record)),
+        ("Distance from the initial weights", comparison_tables.distance_table(record)),
+        ("Results", comparison_tables.short_table(record)),
+    )
+    for title, content in sections:
+        if content.rows:
+            _print_section(console, title, "", _table(content.heads, content.rows))
+    told = [*comparison_summaries.failures(record), *(sentences(warning) for warning in record["warnings"])]
+    _print_section(console, "Warnings", "\n".join(told) or "None.")
+    console.print()
+    notice = comparison_summaries.interruption(record)
+    course = comparison_summaries.course(record)
+    more = [Text(), Text(course)] if course else []
+    console.print(_panel(record, comparison_summaries.headline(record), notice, more))
+
+
 def _recommendation(record: Record) -> Panel:
-    parts: list[Text | Table] = [Text(summaries.headline(record), style="bold")]
-    if notice := summaries.interruption(record):
-        parts.append(Text(notice, style="yellow"))
-    if rows := summaries.advice_rows(record):
-        parts += [Text(), _table(("", "value>", "range>", "why"), rows)]
+    rows = probe_summaries.advice_rows(record)
+    advice = [Text(), _table(("", "value>", "range>", "why"), rows)] if rows else []
+    return _panel(record, probe_summaries.headline(record), probe_summaries.interruption(record), advice)
+
+
+def _panel(record: Record, headline: str, notice: str, more: Sequence[Text | Table]) -> Panel:
+    notices = [Text(notice, style="yellow")] if notice else []
     return Panel(
-        Group(*parts),
+        Group(Text(headline, style="bold"), *notices, *more),
         title=Text(f"anybatch: {record.get('workload') or 'unnamed workload'}"),
         title_align="left",
         padding=(1, 1),

@@ -1,6 +1,6 @@
 """How does a figure of a record read? Numbers, intervals and estimates in words, the same everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Record = Mapping[str, Any]
@@ -82,3 +82,46 @@ def sentences(*parts: str | None) -> str:
     """Return those sentences that there are, joined, each with a capital and a full stop."""
     present = [part.strip() for part in parts if part and part.strip()]
     return " ".join(part[0].upper() + part[1:] + ("" if part[-1] in ".!?" else ".") for part in present)
+
+
+def compact(count: float | None) -> str:
+    """Return a count with three digits, in thousands (k), millions (M) or billions (G) from 10,000 on."""
+    if count is None or count < 1e4:
+        return number(count)
+    scale, letter = next(pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if count >= pair[0])
+    return number(count / scale) + letter
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds is None:
+        return NOTHING
+    scale, unit = next((pair for pair in ((3600, "h"), (60, "min")) if seconds >= pair[0]), (1, "s"))
+    return f"{number(seconds / scale)} {unit}"
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric lies between 0 and 1 and is read in percent."""
+    return name.endswith("accuracy")
+
+
+def metric_label(name: str) -> str:
+    """Return the head of a metric's column or axis, with its unit: "Eval accuracy (%)"."""
+    return name.replace("_", " ").capitalize() + (" (%)" if is_share(name) else "")
+
+
+def score(value: float | None, name: str) -> str:
+    """Return the value of a metric under a head that names its unit."""
+    if value is None:
+        return NOTHING
+    return f"{100 * value:.2f}" if is_share(name) else f"{value:#.3g}".rstrip(".")
+
+
+def spread(sd: float, name: str) -> str:
+    """Return the standard deviation of a metric, in the metric's unit."""
+    return f"{100 * sd:.2f}" if is_share(name) else f"{sd:.2g}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)

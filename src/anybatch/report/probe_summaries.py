@@ -1,4 +1,4 @@
-"""What does a record say in plain sentences? The summaries that the page and the terminal share."""
+"""What does a probe say in plain sentences? The summaries that its page and the terminal share."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 from report.records import complete_record, single_point_record, undetermined_record
 
-from anybatch.report.charts import (
-    CHARTS,
+from anybatch.report.probe_charts import (
+    PROBE_CHARTS,
     curve_chart,
     devices_chart,
     memory_chart,
@@ -23,7 +23,7 @@ def shapes(figure: Any) -> dict[str, Any]:
     return {shape.name: shape for shape in figure.layout.shapes}
 
 
-@pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
+@pytest.mark.parametrize("draw", PROBE_CHARTS.values(), ids=PROBE_CHARTS)
 @pytest.mark.parametrize("record", [complete_record(), undetermined_record(), single_point_record()])
 def test_chart_shows_all_of_its_dots(draw, record):
     figure: Any = draw(record)
@@ -37,7 +37,7 @@ def test_chart_shows_all_of_its_dots(draw, record):
             assert max(values) <= high * 1.001
 
 
-@pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
+@pytest.mark.parametrize("draw", PROBE_CHARTS.values(), ids=PROBE_CHARTS)
 def test_chart_of_nothing_is_empty(draw):
     assert not draw({}).data
 

@@ -1,4 +1,4 @@
-"""What does each chart of a report show? One pure function per chart: a record in, a plotly figure out.
+"""What does each chart of a probe show? One pure function per chart: a record in, a plotly figure out.
 
 A figure without traces means that the record has nothing to draw.
 """
@@ -10,9 +10,8 @@ import plotly.graph_objects as go
 
 from anybatch.report.drawing import (
     BLUE,
-    GREEN,
+    COLOURS,
     GREY,
-    PURPLE,
     VERMILION,
     Edges,
     Interval,
@@ -27,7 +26,6 @@ from anybatch.report.drawing import (
 )
 from anybatch.report.wording import Record, bounds_of, in_words, memory_size, noise_bounds, number, percent
 
-MODULE_COLOURS = (VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
 ENDS = ("", "_low", "_high")
 
 
@@ -112,7 +110,7 @@ def noise_training_chart(record: Record) -> go.Figure:
     trend = [(interval.place, interval.estimate.value) for interval in intervals]
     add_line(figure, trend, "trend", BLUE, line={"width": 1}, showlegend=False)
     add_intervals(figure, intervals, edges, "y", "all modules", BLUE)
-    for (name, rows), colour in zip(lines.items(), MODULE_COLOURS, strict=False):
+    for (name, rows), colour in zip(lines.items(), COLOURS[1:], strict=False):
         texts = [f"{short_name(name)}: {number(value)} samples" for _, value in rows]
         add_line(figure, rows, short_name(name), colour, texts, visible="legendonly")
     set_log_axis(figure, "y", edges, 10)
@@ -165,7 +163,7 @@ def devices_chart(record: Record) -> go.Figure:
     return figure
 
 
-CHARTS: dict[str, Callable[[Record], go.Figure]] = {
+PROBE_CHARTS: dict[str, Callable[[Record], go.Figure]] = {
     "curve": curve_chart,
     "throughput": throughput_chart,
     "memory": memory_chart,

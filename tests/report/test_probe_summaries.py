@@ -1,7 +1,7 @@
 import pytest
 from report.records import complete_record
 
-from anybatch.report.summaries import (
+from anybatch.report.probe_summaries import (
     advice_rows,
     headline,
     interruption,
