@@ -1,14 +1,17 @@
 """Train PyTorch models at any batch size.
 
-`probe` measures which batch size a workload deserves. `stats` measures gradients, `decide` turns measurements into
-decisions.
+`probe` measures which batch size a workload deserves, `compare` trains it by several recipes at several batch sizes.
+`stats` measures, `decide` turns measurements into decisions, `apply` and `nn` carry them out.
 """
 
 from importlib.metadata import version
 
-from anybatch import decide, stats
+from anybatch import apply, decide, nn, stats
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing import ProbeInterrupted, ProbeResult, probe
+from anybatch.train.compare import compare
+from anybatch.train.comparison import Comparison
+from anybatch.train.recipes import Recipe
 from anybatch.workload import Metric, Milestones, Workload
 
 __version__ = version("anybatch")
@@ -23,8 +26,14 @@ __all__ = [
     "ProbeInterrupted",
     "ProbeResult",
     "probe",
+    # which recipe keeps it good at another one
+    "Comparison",
+    "Recipe",
+    "compare",
     # the pieces
+    "apply",
     "decide",
+    "nn",
     "stats",
     # what goes wrong
     "AnybatchError",

@@ -109,7 +109,7 @@ def test_without_a_command_the_help_is_shown(run):
     ("arguments", "code", "message"),
     [
         (["none.py:f"], 2, "workload file must exist; none.py does not."),
-        (["digit"], 2, "workload must be one of digits, fashion-mnist, fashion-mnist-resnet, or path"),
+        (["digit"], 2, "workload must be one of digits, fashion-mnist, fashion-mnist-resnet, f1-mnist"),
         ([mine("missing")], 2, "has no function 'missing'. It has vectors, mean_loss, good, "),
         ([mine("not_a_function")], 2, "has no function 'not_a_function'."),
         ([mine("a_number")], 2, "a_number must return an anybatch.Workload; got int."),

@@ -5,8 +5,8 @@ import torch
 
 import anybatch
 from anybatch.probing.memory import measure_memory_limit
-from anybatch.probing.progress import silent
 from anybatch.stats import MicroBatches
+from anybatch.train.progress import silent
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload
 

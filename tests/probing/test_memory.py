@@ -20,7 +20,7 @@ from anybatch.probing.memory import (
     measure_memory_limit,
 )
 from anybatch.probing.memory_trials import is_out_of_memory, worst_case_samples
-from anybatch.probing.progress import silent
+from anybatch.train.progress import silent
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload
 

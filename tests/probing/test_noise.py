@@ -32,10 +32,10 @@ from anybatch.probing.noise import (
     run_lr_scale,
 )
 from anybatch.probing.noise_meter import MicroBatchSizes, NoiseMeter, StoppingRule
-from anybatch.probing.progress import silent
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
 from anybatch.train.loop import accumulate, start_training, train
+from anybatch.train.progress import silent
 from anybatch.workloads import load_workload
 from anybatch.workloads.classification import Accuracy
 
@@ -55,7 +55,7 @@ def meter_of(workload, model, seed=0, target="training_set", sizes=None, step_si
 # at fixed weights, against every sample of the training set
 
 
-@pytest.fixture(scope="module", params=[0, 90], ids=["fresh", "after 90 steps"])
+@pytest.fixture(scope="module", params=[0, 200], ids=["fresh", "after 200 steps"])
 def trained_digits(request):
     """Digits, weights at rest, and the exact noise scale there."""
     workload = load_workload("digits")

@@ -9,8 +9,8 @@ from torch import nn
 from train.small_workloads import CPU, Regularized, cross_entropy, vectors_workload
 
 from anybatch import RunError
-from anybatch.probing.progress import silent
 from anybatch.probing.throughput import KNEE_SHARE, ThroughputPoint, _curve, grid, measure_throughput
+from anybatch.train.progress import silent
 
 
 def measured(workload, **arguments):

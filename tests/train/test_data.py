@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from train.small_workloads import CPU, Indices, Stream, labelled_vectors, simulated_ranks, vectors_workload
 
 from anybatch import InputError
-from anybatch.train.data import SampleDraws, derive_seed, near_equal_parts, step_batches
+from anybatch.seeds import derive_seed
+from anybatch.train.data import SampleDraws, near_equal_parts, step_batches
 
 
 class Augmented(Dataset):
@@ -61,12 +62,72 @@ def test_the_order_comes_from_the_seed_alone():
     assert steps(workload, 5, seed=1) != first
 
 
-def test_an_epoch_holds_each_sample_at_most_once_and_drops_a_short_last_batch():
-    drawn = steps(indices_workload(10), 4)  # two batches of 4 an epoch
-    for epoch in (drawn[:2], drawn[2:]):
-        seen = [index for step in epoch for part in step for index in part]
-        assert len(set(seen)) == len(seen) == 8
-    assert drawn[:2] != drawn[2:]
+def flattened(drawn) -> list:
+    return [index for step in drawn for part in step for index in part]
+
+
+def test_epochs_follow_one_another_and_each_holds_every_sample_once():
+    seen = flattened(steps(indices_workload(10), 5))  # two epochs in five batches of 4
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
+@pytest.mark.parametrize("make", [indices_workload, augmented_workload])
+def test_any_batch_size_cuts_the_same_stream(make, batch_size):
+    whole = flattened(steps(make(), 5, batch_size=4))
+    cut = flattened(steps(make(), 20 // batch_size, batch_size=batch_size, micro_batch_size=batch_size))
+    assert cut == whole[: len(cut)]
+
+
+@pytest.mark.parametrize("make", [indices_workload, augmented_workload])
+def test_loading_goes_on_from_any_sample(make):
+    whole = flattened(steps(make(), 7))
+    assert flattened(steps(make(), 4, start=12)) == whole[12:]
+
+
+def test_a_stream_goes_on_from_any_sample():
+    whole = flattened(steps(stream_workload(10), 6))
+    assert flattened(steps(stream_workload(10), 3, start=12)) == whole[12:]
+
+
+class Fetched(Indices):
+    """A dataset that makes its own batches."""
+
+    def fetch_batch(self, indices, seeds):
+        return torch.from_numpy(indices), torch.from_numpy(seeds % 1000)
+
+
+def test_a_dataset_may_make_its_batches_itself():
+    workload = vectors_workload(train_set=Fetched(10), base_batch_size=None)
+    batches = [step[0][0] for step in islice(step_batches(workload, CPU, batch_size=4, micro_batch_size=4, seed=0), 5)]
+    assert torch.cat([indices for indices, _ in batches]).tolist() == flattened(steps(indices_workload(10), 5))
+    draws = torch.cat([seeds for _, seeds in batches]).tolist()
+    assert len(set(draws)) > 15  # of 20, each its own
+    again = next(step_batches(workload, CPU, batch_size=4, micro_batch_size=4, seed=0, start=4))[0][0]
+    assert torch.equal(again[1], batches[1][1])
+
+
+def test_a_subset_of_such_a_dataset_makes_the_same_batches():
+    workload = vectors_workload(train_set=Subset(Fetched(20), range(10, 20)), base_batch_size=None)
+    indices, _ = next(step_batches(workload, CPU, batch_size=10, micro_batch_size=10, seed=0))[0][0]
+    assert sorted(indices.tolist()) == list(range(10, 20))
+
+
+class RandomCollate:
+    """Augments whole batches, as mix-up does."""
+
+    def __call__(self, samples):
+        return [sample + np.random.rand() for sample in samples]
+
+
+def test_what_collate_draws_depends_on_the_seed_alone():
+    workload = vectors_workload(train_set=Indices(10), base_batch_size=None, collate=RandomCollate())
+    first = steps(workload, 5)
+    np.random.seed(3)
+    assert steps(workload, 5) == first
+    assert steps(workload, 3, start=8) == first[2:]
+    assert steps(workload, 5, num_workers=1) == first
 
 
 def test_micro_batches_cut_a_batch_and_change_nothing_else():

@@ -16,6 +16,7 @@ from anybatch import InputError, Milestones
 from anybatch.stats import MicroBatches
 from anybatch.train.data import SampleDraws
 from anybatch.train.loop import accumulate, require_scalar, start_training, to_device, train, train_step
+from anybatch.train.plan import Plan
 from anybatch.workloads import load_workload
 
 
@@ -149,7 +150,7 @@ def test_a_run_repeats_bit_for_bit():
 @pytest.mark.parametrize("batch_size", [32, 96, 40])
 def test_the_schedule_is_stepped_once_an_epoch(schedule, batch_size):
     workload = vectors_workload(schedule=schedule)  # 96 samples
-    training = start_training(workload, CPU, seed=0, lr_scale=0.5)
+    training = start_training(workload, CPU, seed=0, plan=Plan(lr_scale=0.5))
     rates = []
     for _ in islice(train(workload, CPU, training, batch_size=batch_size, seed=0), 7):
         rates.append(training.optimizer.param_groups[0]["lr"])
@@ -174,7 +175,7 @@ def test_a_training_starts_in_train_mode_with_every_rate_scaled():
         return torch.optim.SGD([{"params": [model.weight], "lr": 0.2}, {"params": [model.bias], "lr": 0.4}])
 
     workload = vectors_workload(model=lambda: nn.Linear(6, 3).eval(), optimizer=optimizer)
-    training = start_training(workload, CPU, seed=0, lr_scale=0.5)
+    training = start_training(workload, CPU, seed=0, plan=Plan(lr_scale=0.5))
     assert training.model.training
     assert [group["lr"] for group in training.optimizer.param_groups] == [0.1, 0.2]
 

@@ -16,7 +16,7 @@ from anybatch.errors import AnybatchError, InputError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 HINT = " Run again with --debug to see where."
-DONE, FAILED, WRONG_ARGUMENTS = 0, 1, 2
+DONE, FAILED = 0, 1
 
 
 def run(app: typer.Typer) -> int:
@@ -37,10 +37,10 @@ def run(app: typer.Typer) -> int:
     except SystemExit as stop:  # typer has said what it had to say
         return stop.code if isinstance(stop.code, int) else DONE
     except InputError as error:
-        message, code, cause = str(error), WRONG_ARGUMENTS, error
+        message, code, cause = str(error), error.exit_code, error
     except AnybatchError as error:
         hint = "" if debug or error.__cause__ is None else HINT
-        message, code, cause = f"{str(error).rstrip('.')}.{hint}", FAILED, error
+        message, code, cause = f"{str(error).rstrip('.')}.{hint}", error.exit_code, error
     except Exception as error:
         hint = "" if debug else HINT
         message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error

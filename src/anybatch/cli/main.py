@@ -9,12 +9,13 @@ import typer
 
 import anybatch
 from anybatch.cli import launch
+from anybatch.cli.compare import compare
 from anybatch.cli.methods import methods
 from anybatch.cli.probe import probe
 
 app = typer.Typer(
     name="anybatch",
-    help="Train PyTorch models at any batch size: measure which one a workload deserves.",
+    help="Train PyTorch models at any batch size: measure which one a workload deserves, and make it work.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(probe)
+app.command()(compare)
 app.command()(methods)
 
 

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from anybatch.cli.outputs import Outputs, check_writable, is_first_rank, numbers, told_by_bars
 from anybatch.decide.noise_scale import Target
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing import ProbeInterrupted, ProbeResult
 from anybatch.probing import probe as measure
 from anybatch.probing.probe import Autocast
-from anybatch.probing.progress import Progress as Told
-from anybatch.probing.progress import silent
 from anybatch.probing.recommend import Objective
 from anybatch.workloads import load_workload
 
 UNITS = ("", "k", "m", "g", "t")
-
-
-class Outputs(NamedTuple):
-    """Files that were asked for."""
-
-    json: Path | None
-    report: Path | None
 
 
 def probe(
@@ -85,15 +73,15 @@ def probe(
     """
     outputs = Outputs(json, report)
     for path in outputs:
-        _check_writable(path)
-    console = Console(quiet=not _is_first_rank(), highlight=False)
+        check_writable(path)
+    console = Console(quiet=not is_first_rank(), highlight=False)
     try:
-        with _bars() as told:
+        with told_by_bars() as told:
             result = measure(
                 load_workload(workload, data_root),
                 batch_size=batch_size,
                 objective=objective,
-                devices=_numbers(devices),
+                devices=numbers("--devices", devices, int),
                 target=target,
                 memory=None if memory is None else _bytes(memory),
                 budget=budget,
@@ -115,67 +103,12 @@ def probe(
 
 
 def _show(result: ProbeResult, console: Console, outputs: Outputs) -> None:
-    if not _is_first_rank():
+    if not is_first_rank():
         return
     from anybatch.report.terminal import print_probe
 
     print_probe(result.to_dict(), console)
-    if outputs.json is not None:
-        result.to_json(outputs.json)
-        console.print(f"JSON: {outputs.json.resolve()}", soft_wrap=True)
-    if outputs.report is not None:
-        result.to_html(outputs.report)
-        console.print(f"Report: {outputs.report.resolve()}", soft_wrap=True)
-
-
-@contextmanager
-def _bars() -> Iterator[Told]:
-    """Show one bar per stage on stderr, where someone looks at it."""
-    console = Console(stderr=True)
-    if not _is_first_rank():
-        yield silent
-        return
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(24),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        tasks = {}
-
-        def told(stage: str, fraction: float, text: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage.replace("_", " "), total=1.0, text="")
-            progress.update(tasks[stage], completed=fraction, text=text)
-
-        yield told
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is None or not _is_first_rank():
-        return
-    existed = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except FileExistsError as error:
-        raise InputError(f"{path} cannot be written: its folder is a file. Choose another one.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
-    if not existed:
-        path.unlink()
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"--devices must be whole numbers with commas, such as 1,8,64; got {text!r}.") from error
+    outputs.write(result, console)
 
 
 def _bytes(text: str) -> int:

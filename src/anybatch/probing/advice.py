@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch.optim import Optimizer
 
-from anybatch.decide.lr_scaling import Family, LrScale, scale_learning_rate
+from anybatch.decide.lr_scaling import LrScale, scale_learning_rate
 from anybatch.probing.frameworks import settings_to_copy
 from anybatch.probing.input_check import ProbeWarning
 from anybatch.probing.law import SampleLaw, StepPlan, StepTimes
@@ -25,9 +25,8 @@ from anybatch.probing.recommend import (
     sizes_close_to,
 )
 from anybatch.probing.result import ProbeResult
+from anybatch.train.recipes import FAMILIES
 from anybatch.workload import Workload
-
-FAMILIES: dict[str, Family] = {"SGD": "sgd", "Adam": "adam", "AdamW": "adam", "NAdam": "adam", "RAdam": "adam"}
 
 
 def advise(
@@ -124,12 +123,12 @@ def _lr_scale(workload: Workload, optimizer: Optimizer, size: int, law: SampleLa
     )
 
 
-def _moved_settings(optimizer: Optimizer, lr: LrScale | None) -> dict[str, float | tuple[float, float]]:
+def _moved_settings(optimizer: Optimizer, lr: LrScale | None) -> dict[str, float | tuple[float, ...]]:
     if lr is None:
         return {}
     group = optimizer.param_groups[0]
     base = group.get("initial_lr", group["lr"])  # before a warm-up
-    moved: dict[str, float | tuple[float, float]] = {"lr": float(base) * lr.factor}
+    moved: dict[str, float | tuple[float, ...]] = {"lr": float(base) * lr.factor}
     if lr.betas is not None:
         moved |= {"betas": lr.betas, "eps": float(group["eps"]) * lr.eps_factor}
     return moved

@@ -10,7 +10,7 @@ DROP_LAST = "shuffle=True, drop_last=True"
 
 
 def settings_to_copy(
-    plan: StepPlan, batch_size: int, world_size: int, optimizer: Mapping[str, float | tuple[float, float]]
+    plan: StepPlan, batch_size: int, world_size: int, optimizer: Mapping[str, float | tuple[float, ...]]
 ) -> dict[str, str]:
     """Write a recommendation as settings of common frameworks.
 
@@ -43,7 +43,7 @@ def _torch(plan: StepPlan, batch_size: int, world_size: int, optimizer: Mapping[
     return "\n".join(lines)
 
 
-def _hugging_face(plan: StepPlan, optimizer: Mapping[str, float | tuple[float, float]]) -> str:
+def _hugging_face(plan: StepPlan, optimizer: Mapping[str, float | tuple[float, ...]]) -> str:
     arguments: dict[str, object] = {
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,

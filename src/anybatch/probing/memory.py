@@ -17,8 +17,8 @@ import torch
 
 from anybatch.errors import InputError
 from anybatch.probing.memory_trials import AcceleratorTrials, ChildTrials, release_cached
-from anybatch.probing.progress import Progress
 from anybatch.report.wording import memory_size
+from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 

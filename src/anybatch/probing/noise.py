@@ -13,10 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.decide.noise_scale import NoiseScale, Target, average_noise_scale, pool_runs
 from anybatch.probing.noise_meter import STEPS_PER_ROUND, MicroBatchSizes, NoiseMeter, StoppingRule
-from anybatch.probing.progress import Progress
-from anybatch.train.data import derive_seed
+from anybatch.seeds import derive_seed
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training, train
+from anybatch.train.plan import Plan
+from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -251,7 +252,7 @@ def _run(
     workload: Workload, runtime: Runtime, plan: _RunPlan, seed: int, progress: Progress
 ) -> tuple[list[NoisePoint], NoiseMeter, nn.Module]:
     lr_scale = run_lr_scale(workload, plan.batch_size)
-    training = start_training(workload, runtime, seed=seed, lr_scale=lr_scale)
+    training = start_training(workload, runtime, seed=seed, plan=Plan(lr_scale=lr_scale))
     part_size = _part_size(training.model, plan.batch_size, runtime, plan.micro_batch_sizes)
     meter = NoiseMeter(
         workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed, part_size

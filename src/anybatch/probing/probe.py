@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,14 +24,15 @@ from anybatch.probing.noise import (
     run_batch_size,
 )
 from anybatch.probing.noise_meter import MicroBatchSizes
-from anybatch.probing.progress import Progress, silent
 from anybatch.probing.recommend import Objective
 from anybatch.probing.result import ProbeResult
 from anybatch.probing.throughput import measure_throughput
+from anybatch.seeds import derive_seed
 from anybatch.train.checkpoint import load_weights, put_weights
-from anybatch.train.data import derive_seed
+from anybatch.train.environment import describe_environment
 from anybatch.train.loop import start_training
-from anybatch.train.preserve import seeded
+from anybatch.train.progress import Progress, silent
+from anybatch.train.randomness import seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -142,7 +140,7 @@ class _Probe:
         self.runtime = runtime
         self.settings = settings
         self.progress = progress
-        self.result = ProbeResult(workload.name, asdict(settings), _environment(runtime))
+        self.result = ProbeResult(workload.name, asdict(settings), describe_environment(runtime))
         self.min_micro_batch_size = 1
         self.weights: dict[str, torch.Tensor] | None = None
 
@@ -278,19 +276,6 @@ def _check(settings: ProbeSettings, workload: Workload, runtime: Runtime) -> Non
             raise InputError(f"{name} must be at most the training set's {size} samples; got {value}.")
     if settings.batch_size is not None and settings.batch_size < ranks:
         raise InputError(f"batch_size must be at least the number of ranks, {ranks}; got {settings.batch_size}.")
-
-
-def _environment(runtime: Runtime) -> dict[str, Any]:
-    on_cuda = runtime.device.type == "cuda"
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(runtime.device) if on_cuda else f"CPU, {os.cpu_count()} cores",
-        "num_threads": torch.get_num_threads(),
-        "world_size": runtime.world_size,
-    }
 
 
 def _first_line(error: BaseException) -> str:

@@ -112,7 +112,7 @@ class Recommendation:
     accumulation_steps: int
     lr_scale: float | None
     lr_rule: Rule | None
-    betas: tuple[float, float] | None
+    betas: tuple[float, ...] | None
     time_of_largest: Band | None
     samples_of_largest: Band | None
     reasons: Mapping[str, str]

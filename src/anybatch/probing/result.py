@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from anybatch.decide.noise_scale import NoiseScale
-from anybatch.errors import InputError
 from anybatch.probing.input_check import ProbeWarning
 from anybatch.probing.law import SampleLaw
 from anybatch.probing.memory import MemoryLimit
 from anybatch.probing.noise import NoiseCurve
 from anybatch.probing.recommend import CurvePoint, DevicePoint, DiminishingReturns, Recommendation
 from anybatch.probing.throughput import KNEE_SHARE, ThroughputCurve
+from anybatch.train.plain import plain, write_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class ProbeResult:
             "warnings": self.warnings,
             "seconds": self.seconds,
         }
-        return _plain(record)
+        return plain(record)
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the result as one JSON object, and write it where a path is given.
@@ -94,7 +93,7 @@ class ProbeResult:
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is not None:
-            _write(path, text + "\n")
+            write_text(path, text + "\n")
         return text
 
     def to_html(self, path: str | Path) -> None:
@@ -106,9 +105,9 @@ class ProbeResult:
         Raises:
             InputError: the file cannot be written.
         """
-        from anybatch.report.page import render_page  # plotly takes a second to import
+        from anybatch.report.page import render_probe  # plotly takes a second to import
 
-        _write(path, render_page(self.to_dict()))
+        write_text(path, render_probe(self.to_dict()))
 
 
 def _knee(curve: ThroughputCurve) -> dict[str, Any]:
@@ -135,23 +134,3 @@ def _scale(noise: NoiseScale) -> dict[str, Any]:
     record["reason"] = noise.reason
     record["modules"] = {name: _scale(module) for name, module in noise.modules.items()}
     return record
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
-
-
-def _write(path: str | Path, text: str) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

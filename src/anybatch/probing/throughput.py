@@ -10,9 +10,10 @@ from statistics import median, quantiles
 import torch
 
 from anybatch.errors import RunError
-from anybatch.probing.progress import Progress
 from anybatch.train.data import SampleDraws, step_batches
 from anybatch.train.loop import Training, start_training, to_device, train_step
+from anybatch.train.plan import Plan
+from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -90,7 +91,7 @@ def measure_throughput(
     Raises:
         RunError: the loss is not finite.
     """
-    training = start_training(workload, runtime, seed=seed, lr_scale=0.0)
+    training = start_training(workload, runtime, seed=seed, plan=Plan(lr_scale=0.0))
     draws = SampleDraws(workload, runtime, seed, "throughput")
     deadline = time.monotonic() + budget
     points: list[ThroughputPoint] = []

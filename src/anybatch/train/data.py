@@ -6,39 +6,24 @@ count nor ranks nor measuring in between move the order or the augmentation.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from anybatch.apply.sample_stream import Keys, SampleStream, StreamShares
 from anybatch.errors import InputError
+from anybatch.seeds import derive_seed, mix_seeds
+from anybatch.train.randomness import kept_generators, seed_generators
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
-Key = tuple[int, int]
 MicroBatch = tuple[Any, int]
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed of (seed, purpose, epoch, index, ...), equal on every machine.
-
-    Args:
-        parts: what the draw is for.
-
-    Returns:
-        A non-negative integer.
-
-    Example:
-        >>> derive_seed(0, "train", 1) == derive_seed(0, "train", 1) != derive_seed(0, "train", 2)
-        True
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def near_equal_parts(total: int, largest: int) -> list[int]:
@@ -64,6 +49,11 @@ def collate(workload: Workload, samples: list[Any]) -> Any:
     return (workload.collate or default_collate)(samples)
 
 
+def size_of(workload: Workload, batch: Any, num_samples: int) -> float:
+    """Return what the loss of a batch averages over: its samples, or what `batch_size_of` counts."""
+    return float(num_samples if workload.batch_size_of is None else workload.batch_size_of(batch))
+
+
 class SampleDraws:
     """Samples drawn anew for each measurement, without replacement within one.
 
@@ -75,7 +65,7 @@ class SampleDraws:
         self._workload = workload
         self._runtime = runtime
         self._seed = derive_seed(seed, purpose)
-        self._dataset = _SeededDataset(workload.train_set, self._seed)
+        self._dataset = SeededDataset(workload, workload.train_set, self._seed)
         self._num_draws = 0
         self._stream: Iterator[Any] = iter(())
         self._has_started = False
@@ -120,7 +110,7 @@ class SampleDraws:
             raise InputError(f"a draw of {total} samples must fit the training set; it has {population}.")
         draw = random.Random(derive_seed(self._seed, self._num_draws)).sample(range(population), total)
         first = self._runtime.rank * num_samples
-        return self._dataset.__getitems__([(self._num_draws, index) for index in draw[first : first + num_samples]])
+        return self._dataset.samples(_keys(self._num_draws, draw[first : first + num_samples]))
 
     def one_by_one(self, num_samples: int) -> Iterator[Any]:
         """Draw samples and fetch each when it is asked for; a stream shorter than the draw is repeated.
@@ -138,7 +128,7 @@ class SampleDraws:
                 yield from self._read(1, distinct=False)
             return
         for index in random.Random(derive_seed(self._seed, self._num_draws)).sample(range(population), num_samples):
-            yield from self._dataset.__getitems__([(self._num_draws, index)])
+            yield from self._dataset.samples(_keys(self._num_draws, [index]))
 
     def _read(self, num_samples: int, distinct: bool) -> list[Any]:
         samples: list[Any] = []
@@ -172,17 +162,19 @@ def step_batches(
     micro_batch_size: int,
     seed: int,
     num_workers: int = 0,
+    start: int = 0,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of one optimizer step after another, epoch after epoch, without end.
 
     Args:
-        workload: whose training set is shuffled anew each epoch; what is left of an epoch below one batch is
-            dropped. A dataset without a length starts again when it ends, within a batch if need be.
+        workload: whose training set is shuffled anew each epoch; a batch may begin in one epoch and end in the next.
+            A dataset without a length starts again when it ends.
         runtime: each of W ranks gets its share of every batch.
         batch_size: samples per step over all ranks.
         micro_batch_size: at most so many samples per forward pass.
         seed: of the order and of augmentation.
         num_workers: of the data loader.
+        start: samples already seen by all ranks together, to go on from; a dataset without a length is read up to it.
 
     Yields:
         (batch, number of samples) per micro-batch, on the CPU.
@@ -190,23 +182,18 @@ def step_batches(
     Raises:
         InputError: a batch larger than the training set, or smaller than the number of ranks.
     """
-    if batch_size < runtime.world_size:
-        raise InputError(f"batch_size must be at least the {runtime.world_size} ranks; got {batch_size}.")
-    share = batch_size // runtime.world_size + (runtime.rank < batch_size % runtime.world_size)
-    sizes = near_equal_parts(share, micro_batch_size)
-    if workload.num_samples is None:
-        micro_batches = _streamed(workload, runtime, sizes)
-    elif batch_size > workload.num_samples:
-        raise InputError(
-            f"batch_size must be at most the training set's {workload.num_samples} samples; got {batch_size}."
-        )
+    population = workload.num_samples
+    shares = StreamShares(population or batch_size, batch_size, runtime.rank, runtime.world_size)
+    sizes = near_equal_parts(shares.size, micro_batch_size)
+    if population is None:
+        micro_batches = _streamed(workload, runtime, sizes, start)
     else:
-        order = _Order(workload.num_samples, runtime, batch_size, sizes, derive_seed(seed, "order"))
+        stream = SampleStream(population, derive_seed(seed, "order"))
         micro_batches = iter(
             DataLoader(
-                _SeededDataset(workload.train_set, derive_seed(seed, "augment")),
-                batch_sampler=order,  # pyright: ignore[reportArgumentType]
-                collate_fn=workload.collate,
+                SeededDataset(workload, workload.train_set, derive_seed(seed, "augment")),
+                batch_sampler=_micro_batch_keys(stream, shares, sizes, start),  # pyright: ignore[reportArgumentType]
+                collate_fn=_as_it_is,
                 num_workers=num_workers,
                 pin_memory=runtime.device.type == "cuda",
                 generator=torch.Generator().manual_seed(derive_seed(seed, "workers")),
@@ -216,61 +203,77 @@ def step_batches(
         yield list(zip(islice(micro_batches, len(sizes)), sizes, strict=True))
 
 
-class _Order:
-    """Keys (epoch, index) of one rank's micro-batches, without end."""
+def _micro_batch_keys(stream: SampleStream, shares: StreamShares, sizes: list[int], start: int) -> Iterator[Keys]:
+    ends = np.cumsum(sizes)[:-1]
+    for index in count():
+        keys = stream.between(*shares.of(start, index))
+        for epochs, indices in zip(np.split(keys.epochs, ends), np.split(keys.indices, ends), strict=True):
+            yield Keys(epochs, indices)
 
-    def __init__(self, num_samples: int, runtime: Runtime, batch_size: int, sizes: list[int], seed: int) -> None:
-        self._num_samples = num_samples
-        self._runtime = runtime
-        self._batch_size = batch_size
-        self._sizes = sizes
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _keys(epoch: int, indices: Sequence[int]) -> Keys:
+    return Keys(np.full(len(indices), epoch, dtype=np.int64), np.asarray(indices, dtype=np.int64))
+
+
+class SeededDataset(Dataset[Any]):
+    """A dataset in whole batches, whose random draws depend on (seed, epoch, index) alone.
+
+    A dataset with `fetch_batch(indices, seeds)` makes each batch by itself, in one call; of a `TensorDataset` the
+    rows are gathered at once. Any other one is asked sample by sample with the global generators seeded for each, and
+    they are put back afterwards.
+
+    Args:
+        workload: whose `collate` makes the batches.
+        dataset: with a length.
+        seed: of the draws.
+    """
+
+    def __init__(self, workload: Workload, dataset: Dataset[Any], seed: int) -> None:
+        self._collate = workload.collate
         self._seed = seed
+        self._subsets: list[NDArray[np.int64]] = []
+        self._dataset: Any = dataset
+        while isinstance(self._dataset, Subset):
+            self._subsets.append(np.asarray(self._dataset.indices, dtype=np.int64))
+            self._dataset = self._dataset.dataset
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch = 0
-        while True:
-            generator = torch.Generator().manual_seed(derive_seed(self._seed, epoch))
-            order = torch.randperm(self._num_samples, generator=generator)
-            for batch in order.split(self._batch_size):
-                if len(batch) == self._batch_size:
-                    own = batch.tensor_split(self._runtime.world_size)[self._runtime.rank]
-                    for part in own.split(self._sizes):
-                        yield [(epoch, index) for index in part.tolist()]
-            epoch += 1
+    def __getitems__(self, keys: Keys) -> Any:
+        """Return the batch of these samples; the data loader calls this."""
+        if self._collate is None and hasattr(self._dataset, "fetch_batch"):
+            return self._dataset.fetch_batch(self._places(keys), self._seeds(keys))
+        if self._collate is None and isinstance(self._dataset, TensorDataset):
+            places = torch.from_numpy(self._places(keys))
+            return [tensor[places] for tensor in self._dataset.tensors]
+        with kept_generators():
+            samples = list(self._drawn(keys))
+            return (self._collate or default_collate)(samples)
 
+    def samples(self, keys: Keys) -> list[Any]:
+        """Return the samples by themselves."""
+        if isinstance(self._dataset, TensorDataset):
+            return [self._dataset[place] for place in self._places(keys)]
+        with kept_generators():
+            return list(self._drawn(keys))
 
-class _SeededDataset(Dataset[Any]):
-    """A dataset whose random augmentation depends on (seed, epoch, index) alone; leaves global generators alone."""
+    def _drawn(self, keys: Keys) -> Iterator[Any]:
+        for seed, place in zip(self._seeds(keys).tolist(), self._places(keys).tolist(), strict=True):
+            seed_generators(seed)
+            yield self._dataset[place]
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self._dataset = dataset
-        self._seed = seed
-        self._draws_nothing = _draws_nothing(dataset)
+    def _places(self, keys: Keys) -> NDArray[np.int64]:
+        places = keys.indices
+        for subset in self._subsets:
+            places = subset[places]
+        return places
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
-        """Return the samples of a batch; the data loader calls this, and the random states are saved once a batch."""
-        if self._draws_nothing:
-            return [self._dataset[index] for _, index in keys]
-        before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()
-        try:
-            return [self._seeded(*key) for key in keys]
-        finally:
-            torch.random.set_rng_state(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
-
-    def _seeded(self, epoch: int, index: int) -> Any:
-        seed = derive_seed(self._seed, epoch, index)
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        return self._dataset[index]
-
-
-def _draws_nothing(dataset: Dataset[Any]) -> bool:
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return isinstance(dataset, TensorDataset)
+    def _seeds(self, keys: Keys) -> NDArray[np.uint64]:
+        epochs, which = np.unique(keys.epochs, return_inverse=True)
+        of_epochs = np.array([derive_seed(self._seed, epoch) for epoch in epochs.tolist()], dtype=np.uint64)
+        return mix_seeds(of_epochs[which], keys.indices)
 
 
 def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:
@@ -278,8 +281,8 @@ def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:
     return islice(iter(workload.train_set), runtime.rank, None, runtime.world_size)
 
 
-def _streamed(workload: Workload, runtime: Runtime, sizes: list[int]) -> Iterator[Any]:
-    samples = _repeated(workload, runtime)
+def _streamed(workload: Workload, runtime: Runtime, sizes: list[int], start: int) -> Iterator[Any]:
+    samples = islice(_repeated(workload, runtime), start // runtime.world_size, None)
     while True:
         for size in sizes:
             yield collate(workload, list(islice(samples, size)))

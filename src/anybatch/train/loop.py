@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from anybatch.apply.gradient_noise import GradientNoise
+from anybatch.apply.sample_scheduler import SampleScheduler
+from anybatch.decide.sample_schedule import SampleSchedule
 from anybatch.errors import InputError
+from anybatch.nn.convert import convert
+from anybatch.seeds import derive_seed
+from anybatch.stats.groups import unwrap
 from anybatch.stats.sub_batches import SubBatchSource
-from anybatch.train.data import MicroBatch, derive_seed, step_batches
+from anybatch.train.data import MicroBatch, size_of, step_batches
+from anybatch.train.plan import AS_IT_IS, Plan
+from anybatch.train.randomness import seed_generators, seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Milestones, Workload
 
@@ -28,19 +35,38 @@ class Training:
 
     model: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler | None = None
+    scheduler: SampleScheduler
+    plan: Plan = AS_IT_IS
     num_steps: int = 0
     num_samples: int = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a step changes: tensors and plain values."""
+        return {
+            "version": 1,
+            "model": unwrap(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "num_steps": self.num_steps,
+            "num_samples": self.num_samples,
+        }
 
-def start_training(workload: Workload, runtime: Runtime, *, seed: int, lr_scale: float = 1.0) -> Training:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`, of a training started in the same way."""
+        unwrap(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.num_steps, self.num_samples = state["num_steps"], state["num_samples"]
+
+
+def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Plan = AS_IT_IS) -> Training:
     """Build the model and its optimizer, equal on every rank.
 
     Args:
         workload: what is trained.
         runtime: device; with more than one rank the model is wrapped in DistributedDataParallel.
         seed: of the initial weights; the global random state is left as it was.
-        lr_scale: factor on every parameter group's rate.
+        plan: what is changed of the workload's own training.
 
     Returns:
         The training, at step 0, in train mode.
@@ -48,23 +74,26 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, lr_scale:
     Raises:
         InputError: `model` or `optimizer` returns something else, or the model has nothing to train.
     """
-    on_cuda = runtime.device.type == "cuda"
-    with torch.random.fork_rng(devices=[runtime.device] if on_cuda else []):
-        torch.manual_seed(derive_seed(seed, "init"))
+    with seeded(runtime.device, derive_seed(seed, "init")):
         model = workload.model()
     if not isinstance(model, nn.Module):
         raise InputError(f"model of a Workload must return an nn.Module; got {type(model).__name__}.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("the model must have a trainable parameter; got none. Set requires_grad on some.")
+    if plan.ghost_batch_size is not None:
+        model = convert(model, "ghost", ghost_batch_size=plan.ghost_batch_size).model
+    if plan.noise_variance:
+        GradientNoise(model, plan.noise_variance)
     model = model.to(runtime.device)
     optimizer = workload.optimizer(model)
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"optimizer of a Workload must return an Optimizer; got {type(optimizer).__name__}.")
-    for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * lr_scale
+    _set_hyperparameters(optimizer, plan)
+    scheduler = _scheduler(workload, optimizer, plan)
     if runtime.world_size > 1:
-        model = DistributedDataParallel(model, device_ids=[runtime.device] if on_cuda else None)
-    return Training(model.train(), optimizer, _scheduler(workload, optimizer))
+        devices = [runtime.device] if runtime.device.type == "cuda" else None
+        model = DistributedDataParallel(model, device_ids=devices)
+    return Training(model.train(), optimizer, scheduler, plan)
 
 
 def train(
@@ -78,6 +107,9 @@ def train(
     num_workers: int = 0,
 ) -> Iterator[Tensor]:
     """Train without end, one step per item; what runs between two items sees the model at rest.
+
+    A training that was loaded goes on where it stood. Each step seeds the global generators from (seed, step, rank),
+    for dropout and the like, so nothing that is drawn in between moves a run.
 
     Args:
         workload: what is trained.
@@ -101,8 +133,10 @@ def train(
         micro_batch_size=micro_batch_size or batch_size,
         seed=seed,
         num_workers=num_workers,
+        start=training.num_samples,
     )
     for micro_batches in batches:
+        seed_generators(derive_seed(seed, "step", training.num_steps, runtime.rank), runtime.device)
         loss = train_step(workload, runtime, training, micro_batches)
         _count_samples(workload, training, batch_size)
         yield loss
@@ -125,6 +159,8 @@ def train_step(workload: Workload, runtime: Runtime, training: Training, micro_b
     """
     training.optimizer.zero_grad(set_to_none=True)
     loss = accumulate(workload, runtime, training.model, micro_batches)
+    if training.plan.clip_norm is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), training.plan.clip_norm)
     training.optimizer.step()
     training.num_steps += 1
     return loss
@@ -152,10 +188,7 @@ def accumulate(
     Raises:
         InputError: a loss that is not a scalar with a gradient.
     """
-    sizes = [
-        float(count if workload.batch_size_of is None else workload.batch_size_of(batch))
-        for batch, count in micro_batches
-    ]
+    sizes = [size_of(workload, batch, count) for batch, count in micro_batches]
     total = runtime.sum([sum(sizes)])[0]
     losses = []
     for index, ((batch, _), size) in enumerate(zip(micro_batches, sizes, strict=True)):
@@ -221,20 +254,38 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _scheduler(workload: Workload, optimizer: Optimizer) -> LRScheduler | None:
+def _set_hyperparameters(optimizer: Optimizer, plan: Plan) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * plan.lr_scale
+        if "eps" in group:
+            group["eps"] = group["eps"] * plan.eps_factor
+        if plan.betas is not None and "betas" in group:
+            group["betas"] = plan.betas
+        elif plan.betas is not None and "alpha" in group:
+            (group["alpha"],) = plan.betas
+
+
+def _scheduler(workload: Workload, optimizer: Optimizer, plan: Plan) -> SampleScheduler:
+    epoch = workload.num_samples
+    if epoch is None:
+        return SampleScheduler(optimizer)
+    milestones = scheduler = None
     if isinstance(workload.schedule, Milestones):
-        return LambdaLR(optimizer, workload.schedule.factor)
-    return None if workload.schedule is None else workload.schedule(optimizer)
+        milestones = workload.schedule
+    elif workload.schedule is not None:
+        scheduler = workload.schedule(optimizer)
+    schedule = SampleSchedule.from_epochs(milestones, epoch, plan.stretch, plan.warmup_epochs)
+    return SampleScheduler(optimizer, schedule.factor, scheduler, epoch * plan.stretch)
 
 
 def _count_samples(workload: Workload, training: Training, batch_size: int) -> None:
-    """Count a step's samples, and step the schedule at the end of an epoch."""
+    """Count a step's samples, move the schedule and, at the end of an epoch, reset the momentum if the plan says so."""
     before = training.num_samples
     training.num_samples += batch_size
-    if training.scheduler is not None:
-        assert workload.num_samples is not None
-        for _ in range(training.num_samples // workload.num_samples - before // workload.num_samples):
-            training.scheduler.step()
+    training.scheduler.advance(training.num_samples)
+    epoch = workload.num_samples
+    if training.plan.resets_momentum and epoch is not None and training.num_samples // epoch > before // epoch:
+        training.optimizer.state.clear()
 
 
 def _averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[object]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
+
+from anybatch.train.randomness import kept_generators
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     for parameter, _ in grads:
         parameter.grad = None
     try:
-        with _random_states(next(model.parameters()).device):
+        with kept_generators(next(model.parameters()).device):
             yield
     finally:
         for parameter, grad in grads:
@@ -44,32 +44,3 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(value)  # a module may have put another tensor there
         for module, mode in modes:
             module.training = mode
-
-
-@contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global random generators, which dropout draws from, and put them back when the block ends.
-
-    Args:
-        device: whose generator is seeded too.
-        seed: of torch, random and numpy.
-
-    Yields:
-        Nothing.
-    """
-    with _random_states(device):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        yield
-
-
-@contextmanager
-def _random_states(device: torch.device) -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

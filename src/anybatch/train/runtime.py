@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,6 +81,14 @@ class Runtime:
     def all(self, condition: bool) -> bool:
         """Return whether the condition holds on every rank."""
         return bool(self.min([float(condition)])[0])
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def _reduce(self, values: Sequence[float], operation: str) -> list[float]:
         if self.world_size == 1:

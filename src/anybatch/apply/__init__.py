@@ -1,0 +1,7 @@
+"""Apply: a decision becomes calls of one host. Thin hands over torch, without formulas."""
+
+from anybatch.apply.gradient_noise import GradientNoise
+from anybatch.apply.sample_scheduler import SampleScheduler
+from anybatch.apply.sample_stream import SampleStream, StreamBatchSampler
+
+__all__ = ["GradientNoise", "SampleScheduler", "SampleStream", "StreamBatchSampler"]

@@ -1,0 +1,101 @@
+"""What do all commands share: files to write, numbers to read, progress to show?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from anybatch.errors import InputError
+from anybatch.train.progress import Progress as Told
+from anybatch.train.progress import silent
+
+Number = TypeVar("Number", int, float)
+
+
+class Result(Protocol):
+    """What a command found."""
+
+    def to_json(self, path: Path) -> str:
+        """Write it as JSON."""
+        ...
+
+    def to_html(self, path: Path) -> None:
+        """Write it as a page."""
+
+
+class Outputs(NamedTuple):
+    """Files that were asked for."""
+
+    json: Path | None
+    report: Path | None
+
+    def write(self, result: Result, console: Console) -> None:
+        """Write them, and say where they are."""
+        if self.json is not None:
+            result.to_json(self.json)
+            console.print(f"JSON: {self.json.resolve()}", soft_wrap=True)
+        if self.report is not None:
+            result.to_html(self.report)
+            console.print(f"Report: {self.report.resolve()}", soft_wrap=True)
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before hours are spent on what it is to hold."""
+    if path is None or not is_first_rank():
+        return
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except FileExistsError as error:
+        raise InputError(f"{path} cannot be written: its folder is a file. Choose another one.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Choose another file.") from error
+    if not existed:
+        path.unlink()
+
+
+def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Return the numbers of an option that takes several with commas."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        what = "whole numbers with commas, such as 1,8,64" if kind is int else "numbers with commas, such as 0.5,1,2"
+        raise InputError(f"{option} must be {what}; got {text!r}.") from error
+
+
+@contextmanager
+def told_by_bars() -> Iterator[Told]:
+    """Show one bar per stage on stderr, where someone looks at it."""
+    console = Console(stderr=True)
+    if not is_first_rank():
+        yield silent
+        return
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(24),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=120) as progress:
+        tasks = {}
+
+        def told(stage: str, fraction: float, text: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage.replace("_", " "), total=1.0, text="")
+            progress.update(tasks[stage], completed=fraction, text=text)
+
+        yield told

@@ -1,0 +1,239 @@
+"""What did recipes over batch sizes come to? The values of a comparison, and how runs become rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from anybatch.decide.distance_law import DistanceLaw
+from anybatch.train.plain import plain, write_text
+from anybatch.train.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class RankedBy:
+    """The figure that rows are ranked by.
+
+    Attributes:
+        name: without eval_ or train_.
+        higher_is_better: so it is for every metric of a workload, and not for the loss.
+    """
+
+    name: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        recipe: name of its recipe.
+        batch_size: samples per step.
+        seed: of everything drawn.
+        lr_factor: tried factor on the recipe's rate.
+        key: name of its folder.
+        settings: rate, epochs and what else the recipe came to.
+        status: "done", or "diverged".
+        reason: one sentence where it diverged.
+        metrics: the last evaluation's figures, eval_ and train_.
+        updates: optimizer steps taken.
+        samples: seen.
+        seconds: of training, over all parts of an interrupted run.
+        curve: one entry per evaluation.
+        distance: one entry per measurement of ||w - w0||.
+        distance_law: how it grows, before the first drop of the rate; None where too few points are.
+        environment: of the process that finished it.
+    """
+
+    recipe: str
+    batch_size: int
+    seed: int
+    lr_factor: float
+    key: str
+    settings: Mapping[str, Any]
+    status: str
+    reason: str | None
+    metrics: Mapping[str, float]
+    updates: int
+    samples: int
+    seconds: float
+    curve: Sequence[Mapping[str, Any]]
+    distance: Sequence[Mapping[str, Any]]
+    distance_law: DistanceLaw | None
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        mean: over the seeds that did not diverge.
+        sd: sample standard deviation; None of one seed.
+        values: one per seed.
+    """
+
+    mean: float
+    sd: float | None
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """All seeds of one recipe, batch size and rate.
+
+    Attributes:
+        recipe: name.
+        batch_size: samples per step.
+        lr_factor: tried factor on the recipe's rate.
+        lr: the rate of the first parameter group, after warm-up and before the first drop.
+        num_seeds: runs.
+        num_diverged: how many of them diverged; they have no figures.
+        metrics: figure by name.
+        updates: of a whole run.
+        samples: of a whole run.
+        seconds: mean over the runs.
+        is_untuned: whether the rate is the recipe's own.
+        is_best: whether no other tried rate of the recipe and batch size has a better mean.
+    """
+
+    recipe: str
+    batch_size: int
+    lr_factor: float
+    lr: float
+    num_seeds: int
+    num_diverged: int
+    metrics: Mapping[str, Spread]
+    updates: float
+    samples: float
+    seconds: float
+    is_untuned: bool
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Recipes over batch sizes.
+
+    Attributes:
+        workload: its name.
+        settings: what was asked for.
+        environment: versions, device, threads, ranks of this call.
+        metric: the figure that rows are ranked by.
+        recipes: what was combined.
+        runs: one per batch size, recipe, rate and seed, that is finished.
+        table: runs joined over seeds.
+        warnings: what to know before trusting the table.
+        partial: whether runs are missing.
+    """
+
+    workload: str
+    settings: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metric: RankedBy
+    recipes: tuple[Recipe, ...]
+    runs: tuple[Run, ...]
+    table: tuple[Row, ...]
+    warnings: tuple[str, ...] = ()
+    partial: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; what is not finite is None."""
+        return plain(
+            {"version": version("anybatch"), **{name: getattr(self, name) for name in self.__dataclass_fields__}}
+        )
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the comparison as one JSON object, and write it where a path is given.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The JSON text.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            write_text(path, text + "\n")
+        return text
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the comparison as one self-contained page that needs no network.
+
+        Args:
+            path: file to write.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        from anybatch.report.page import render_comparison  # plotly takes a second to import
+
+        write_text(path, render_comparison(self.to_dict()))
+
+
+def join_runs(runs: Sequence[Run], metric: RankedBy) -> tuple[Row, ...]:
+    """Join seeds to rows and mark, of the tried rates of each recipe and batch size, the best.
+
+    Args:
+        runs: in any order.
+        metric: what "best" is about.
+
+    Returns:
+        Rows in the order in which their first runs come.
+    """
+    cells: dict[tuple[str, int, float], list[Run]] = {}
+    for run in runs:
+        cells.setdefault((run.recipe, run.batch_size, run.lr_factor), []).append(run)
+    rows = [_row(*cell, members) for cell, members in cells.items()]
+    return tuple(_marked(row, rows, metric) for row in rows)
+
+
+def _row(recipe: str, batch_size: int, lr_factor: float, runs: Sequence[Run]) -> Row:
+    finished = [run for run in runs if run.status == "done"]
+    names = finished[0].metrics if finished else ()
+    return Row(
+        recipe=recipe,
+        batch_size=batch_size,
+        lr_factor=lr_factor,
+        lr=runs[0].settings["lr"],
+        num_seeds=len(runs),
+        num_diverged=len(runs) - len(finished),
+        metrics={name: _spread([run.metrics[name] for run in finished]) for name in names},
+        updates=statistics.mean(run.updates for run in runs),
+        samples=statistics.mean(run.samples for run in runs),
+        seconds=statistics.mean(run.seconds for run in runs),
+        is_untuned=lr_factor == 1,
+        is_best=False,
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, tuple(values))
+
+
+def _marked(row: Row, rows: Sequence[Row], metric: RankedBy) -> Row:
+    scores = {
+        other.lr_factor: _score(other, metric)
+        for other in rows
+        if (other.recipe, other.batch_size) == (row.recipe, row.batch_size)
+    }
+    best = max(scores, key=lambda factor: scores[factor])
+    return replace(row, is_best=row.lr_factor == best and scores[best] > -math.inf)
+
+
+def _score(row: Row, metric: RankedBy) -> float:
+    """Return what to maximize; a rate that any seed diverged at is out."""
+    if row.num_diverged or f"eval_{metric.name}" not in row.metrics:
+        return -math.inf
+    mean = row.metrics[f"eval_{metric.name}"].mean
+    return mean if metric.higher_is_better else -mean

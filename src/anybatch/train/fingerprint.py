@@ -1,0 +1,91 @@
+"""When is a workload the same one as before?"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from anybatch.apply.sample_stream import Keys
+from anybatch.train.data import SeededDataset
+from anybatch.train.loop import start_training, to_device
+from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
+
+NUM_SAMPLES = 32
+
+
+def fingerprint(workload: Workload, runtime: Runtime) -> str:
+    """Return a short text that changes when what is trained does.
+
+    It looks at behaviour, since code cannot be compared: the model's structure, the optimizer with its settings,
+    regime and schedule, the size of both sets with some of their samples, and the loss of the fresh model on those.
+    Its blind spot is a change that none of these shows, such as one in samples that were not looked at.
+
+    Args:
+        workload: what is trained.
+        runtime: where; the model is built once.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> from anybatch.workloads import load_workload
+        >>> len(fingerprint(load_workload("digits"), Runtime.detect("cpu")))
+        16
+    """
+    alone = Runtime(runtime.device, autocast=runtime.autocast)
+    training = start_training(workload, alone, seed=0)
+    batch = _some(workload, workload.train_set)
+    parts: list[Any] = [
+        workload.name,
+        [(name, tuple(value.shape), str(value.dtype)) for name, value in training.model.state_dict().items()],
+        str(training.model),
+        str(training.optimizer),
+        (workload.base_batch_size, workload.epochs, _schedule(workload)),
+        [_content(workload, dataset) for dataset in (workload.train_set, workload.eval_set)],
+        _loss(workload, alone, training.model, batch),
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _schedule(workload: Workload) -> str:
+    schedule = workload.schedule
+    return repr(schedule) if not callable(schedule) else getattr(schedule, "__qualname__", type(schedule).__name__)
+
+
+def _content(workload: Workload, dataset: Dataset[Any] | None) -> tuple[int, str] | None:
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return None
+    return len(dataset), _digest(_some(workload, dataset))  # pyright: ignore[reportArgumentType]
+
+
+def _some(workload: Workload, dataset: Dataset[Any]) -> Any:
+    """Return a batch of samples spread over a set."""
+    size = len(dataset)  # pyright: ignore[reportArgumentType]
+    indices = np.unique(np.linspace(0, size - 1, min(size, NUM_SAMPLES)).astype(np.int64))
+    return SeededDataset(workload, dataset, seed=0).__getitems__(Keys(np.zeros_like(indices), indices))
+
+
+def _digest(batch: Any) -> str:
+    """Return a digest of a nested batch; what is neither a tensor nor plain counts by its type."""
+    if isinstance(batch, Tensor):
+        return hashlib.sha256(pickle.dumps(batch.detach().cpu().float().numpy())).hexdigest()
+    if isinstance(batch, dict):
+        return repr([(key, _digest(value)) for key, value in batch.items()])
+    if isinstance(batch, list | tuple):
+        return repr([_digest(value) for value in batch])
+    return repr(batch) if isinstance(batch, int | float | str | bool) else type(batch).__name__
+
+
+def _loss(workload: Workload, runtime: Runtime, model: nn.Module, batch: Any) -> str:
+    """Return the loss to three digits, which another number of threads does not move."""
+    model.train()
+    with torch.random.fork_rng(devices=[]), runtime.precision():
+        torch.default_generator.manual_seed(0)
+        return f"{workload.loss(model, to_device(batch, runtime.device)).item():.3g}"
