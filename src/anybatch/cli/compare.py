@@ -56,6 +56,9 @@ def compare(
     autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. [default: full]")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Workers of the data loader.")] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
+    finished_only: Annotated[
+        bool, typer.Option("--finished-only", help="Show what is finished and train nothing.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a workload by several recipes at several batch sizes and see which keeps it good.
@@ -88,6 +91,7 @@ def compare(
                 autocast=autocast,
                 num_workers=num_workers,
                 tensorboard=tensorboard,
+                finished_only=finished_only,
                 progress=told,
             )
     except AnybatchError as error:

@@ -56,6 +56,7 @@ def compare(
     autocast: Autocast | None = None,
     num_workers: int = 0,
     tensorboard: bool = False,
+    finished_only: bool = False,
     progress: Progress = silent,
 ) -> Comparison:
     """Train a workload by several recipes at several batch sizes and put the results side by side.
@@ -80,6 +81,7 @@ def compare(
         autocast: precision of forward passes; None for full precision.
         num_workers: of the data loader.
         tensorboard: whether metrics are written for TensorBoard too.
+        finished_only: whether only what is finished is shown, and nothing trained.
         progress: told how far each run is.
 
     Returns:
@@ -144,12 +146,12 @@ def compare(
             recipes=chosen,
             runs=finished,
             table=join_runs(finished, metric),
-            warnings=(*warnings, *_idle_methods(workload, runtime, chosen)),
+            warnings=(*warnings, *_idle_methods(workload, runtime, chosen), *_untrained(finished)),
             partial=len(finished) < len(jobs),
         )
 
     try:
-        work.do()
+        work.read() if finished_only else work.do()
     except AnybatchError as error:
         error.partial = joined()
         raise
@@ -232,6 +234,11 @@ class _Work:
 
     def finished(self) -> list[_Job]:
         return [job for job in self.jobs if job.folder.path in self.results]
+
+    def read(self) -> None:
+        """Take what results there are."""
+        found = {job.folder.path: job.folder.result() for job in self.jobs} if self.runtime.rank == 0 else {}
+        self.results = {path: result for path, result in self.runtime.broadcast(found).items() if result is not None}
 
     def do(self) -> None:
         """Go round the jobs until each has a result; what another process holds is asked for again later."""
@@ -376,6 +383,18 @@ def _try_eval_loss(workload: Workload, runtime: Runtime) -> tuple[bool, tuple[st
             raise InputError(f"loss of the workload failed on its eval_set: {type(error).__name__}: {error}") from error
         return False, (f"The loss fails in eval mode ({type(error).__name__}), so only the metric is compared.",)
     return True, ()
+
+
+def _untrained(runs: Sequence[Run]) -> list[str]:
+    """Name the runs that ended no better than their first evaluation, which a rate that is too high does."""
+    lost = {
+        f"{run.recipe} at {run.batch_size} with rate {run.settings['lr']:.3g}": None
+        for run in runs
+        if run.status == "done" and len(run.curve) > 1 and run.curve[-1]["loss"] >= run.curve[0]["loss"]
+    }
+    if not lost:
+        return []
+    return [f"The loss did not fall in {', '.join(lost)}. Their rate may be too high: try --lr-factors 0.5,1 too."]
 
 
 def _idle_methods(workload: Workload, runtime: Runtime, recipes: Sequence[Recipe]) -> list[str]:
