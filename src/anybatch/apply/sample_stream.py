@@ -46,13 +46,13 @@ class SampleStream:
 
     def between(self, start: int, stop: int) -> Keys:
         """Return the samples at positions from `start` up to `stop`."""
-        positions = np.arange(start, stop)
-        epochs, places = np.divmod(positions, self._num_samples)
-        indices = np.empty_like(positions)
-        for epoch in range(start // self._num_samples, -(-stop // self._num_samples)):
-            chosen = epochs == epoch
-            indices[chosen] = self._order_of(epoch)[places[chosen]]
-        return Keys(epochs, indices)
+        stretches = []
+        while start < stop:
+            epoch, place = divmod(start, self._num_samples)
+            indices = self._order_of(epoch)[place : place + stop - start]
+            stretches.append(Keys(np.full(len(indices), epoch), indices))
+            start += len(indices)
+        return stretches[0] if len(stretches) == 1 else Keys(*map(np.concatenate, zip(*stretches, strict=True)))
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:

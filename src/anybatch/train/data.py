@@ -204,11 +204,11 @@ def step_batches(
 
 
 def _micro_batch_keys(stream: SampleStream, shares: StreamShares, sizes: list[int], start: int) -> Iterator[Keys]:
-    ends = np.cumsum(sizes)[:-1]
     for index in count():
-        keys = stream.between(*shares.of(start, index))
-        for epochs, indices in zip(np.split(keys.epochs, ends), np.split(keys.indices, ends), strict=True):
-            yield Keys(epochs, indices)
+        first, _ = shares.of(start, index)
+        for size in sizes:
+            yield stream.between(first, first + size)
+            first += size
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -190,16 +190,16 @@ def accumulate(
     """
     sizes = [size_of(workload, batch, count) for batch, count in micro_batches]
     total = runtime.sum([sum(sizes)])[0]
-    losses = []
+    mean_loss = torch.zeros((), device=runtime.device)
     for index, ((batch, _), size) in enumerate(zip(micro_batches, sizes, strict=True)):
         weight = size * runtime.world_size / total
         with _averaging(model, last=index == len(sizes) - 1):
             with runtime.precision():
                 loss = require_scalar(workload.loss(model, to_device(batch, runtime.device)))
             with nullcontext() if source is None else source.sub_batch(size, weight):
-                (loss * weight).backward()
-        losses.append(loss.detach() * (size / sum(sizes)))
-    return torch.stack(losses).sum()
+                (loss if weight == 1 else loss * weight).backward()
+        mean_loss = torch.add(mean_loss, loss.detach(), alpha=size / sum(sizes))
+    return mean_loss
 
 
 def require_scalar(loss: Any) -> Tensor:
