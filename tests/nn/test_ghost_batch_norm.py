@@ -30,6 +30,14 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 BY_HAND = torch.tensor([[1.0], [3.0], [2.0], [6.0]])
 
 
+@pytest.fixture(scope="module", autouse=True, params=[0, 10**9], ids=["in_turn", "together"])
+def way_of_normalizing(request):
+    """Run every test of this file both ways, whatever the size of its parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", request.param)
+        yield
+
+
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -69,6 +77,16 @@ def test_running_statistics_of_four_numbers(ghost_batch_size, running_update, me
     layer(BY_HAND)
     close(layer.running_mean, mean)
     close(layer.running_var, var)
+
+
+def test_an_average_that_forgets_as_the_sequential_update_does_weighs_the_ghost_batches_alike():
+    momentum = 1 - (1 - 0.1) ** 2
+    layer = GhostBatchNorm1d(1, ghost_batch_size=2, running_update="average", momentum=momentum)
+    layer(BY_HAND)
+    close(layer.running_mean, 0.57)
+    close(layer.running_var, 0.81 * 1 + 0.19 * (2 + 8) / 2)
+    layer(BY_HAND[[2, 3, 0, 1]])
+    close(layer.running_mean, 0.81 * 0.57 + 0.57)
 
 
 def test_evaluation_after_the_sequential_update():
@@ -127,6 +145,27 @@ def test_a_training_pass_equals_the_slow_twin(setting, running_update, momentum,
     close(ghost.running_mean, twin.running_mean, **tolerance)
     close(ghost.running_var, twin.running_var, **tolerance)
     assert ghost.num_batches_tracked == len(ghost_sizes(shape[0], ghost_batch_size))
+
+
+@pytest.mark.parametrize("num_samples", [20, 23])
+@pytest.mark.parametrize("rest", [(), (7,), (3, 3)])
+def test_float64_equals_the_slow_twin_to_its_last_digits(num_samples, rest):
+    x = draw(num_samples, 3, *rest, dtype=torch.float64).requires_grad_()
+    grad = draw(num_samples, 3, *rest, seed=4, dtype=torch.float64)
+    ghost, _ = pair_for(x, ghost_batch_size=5)
+    output = ghost(x)
+    output.backward(grad)
+    twin = train_once(x, ghost.weight, ghost.bias, grad, 5)
+    pairs = (
+        (output, twin.output),
+        (x.grad, twin.grad_input),
+        (ghost.weight.grad, twin.grad_weight),
+        (ghost.bias.grad, twin.grad_bias),
+        (ghost.running_mean, twin.running_mean),
+        (ghost.running_var, twin.running_var),
+    )
+    for left, right in pairs:
+        close(left, right, rtol=1e-12, atol=1e-12)
 
 
 def test_without_momentum_running_statistics_average_all_ghost_batches_over_passes():
@@ -351,6 +390,16 @@ def test_the_layer_is_traced_without_a_graph_break(shape, momentum):
     close(left.grad, right.grad)
     close(layer.running_var, plain.running_var)
     assert layer.num_batches_tracked == plain.num_batches_tracked
+
+
+def test_functional_gradients_are_those_of_autograd():
+    x = draw(14, 3, 4).requires_grad_()
+
+    def loss(x):
+        return ghost_batch_norm(x, ghost_batch_size=4).output.pow(3).sum()
+
+    (wanted,) = torch.autograd.grad(loss(x), x)
+    close(torch.func.grad(loss)(x.detach()), wanted)
 
 
 # ------------------------------------------------------------------------------------------- refusals

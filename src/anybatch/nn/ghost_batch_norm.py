@@ -90,7 +90,9 @@ def advance_running_statistic(
 
     "sequential" is K exponential updates, one per ghost batch, in closed form:
     (1 - momentum)^K running + sum over l = 1..K of momentum (1 - momentum)^(K - l) part_l. "average" is one update
-    with the mean of the parts. Without a momentum either is the average of all ghost batches ever seen.
+    with the mean of the parts; with 1 - (1 - momentum)^K for a momentum it keeps as much of the past as "sequential"
+    does, and weighs the ghost batches alike instead of the last most. Without a momentum either is the average of all
+    ghost batches ever seen.
 
     Args:
         running: (C,), the mean or the unbiased variance until now.
@@ -172,15 +174,16 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(len(mean))
-        for running, parts in ((self.running_mean, mean), (self.running_var, var)):
-            advanced = advance_running_statistic(
-                running,
-                parts,
-                self.momentum,
-                running_update=self.running_update,
-                num_batches_tracked=self.num_batches_tracked,
-            )
-            running.copy_(advanced)
+        statistics = (self.running_mean, self.running_var)
+        advanced = advance_running_statistic(
+            torch.cat(statistics),
+            torch.cat((mean, var), 1),
+            self.momentum,
+            running_update=self.running_update,
+            num_batches_tracked=self.num_batches_tracked,
+        )
+        for running, new in zip(statistics, advanced.chunk(2), strict=True):
+            running.copy_(new)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, running_update={self.running_update}"
