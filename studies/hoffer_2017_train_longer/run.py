@@ -10,16 +10,21 @@ Runs are kept under --runs and go on after a kill; the same command in two termi
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Subset
 
 import anybatch
 from anybatch import Milestones, Recipe, Workload
-from anybatch.train.comparison import Comparison
+from anybatch.train.comparison import Comparison, Run
+from anybatch.train.plain import plain
 from anybatch.workloads import load_workload
 
 HERE = Path(__file__).parent
@@ -129,33 +134,305 @@ FULL = {
 }
 
 
-def run_part(part: Part, runs: Path, root: Path) -> Comparison:
-    """Train what is missing of a part."""
+QUICK = {
+    "f1, 6 epochs": Part(f1, [128], [SB], epochs=6),
+    "f1 at 1024, 6 epochs": Part(f1, [1024], [LB, LR, GBN, RA], epochs=6),
+}
+
+
+def smoke(part: Part) -> Part:
+    """Return a part that takes seconds: one seed, a slice of the data, a few updates."""
+
+    def workload(root: Path) -> Workload:
+        whole = part.workload(root)
+        return replace(whole, train_set=Subset(whole.train_set, range(4096)))
+
+    return replace(part, workload=workload, seeds=1, epochs=0.5)
+
+
+def train_part(part: Part, arguments: argparse.Namespace) -> Comparison:
+    """Train what is missing of a part, or read what is there."""
     return anybatch.compare(
-        part.workload(root),
+        part.workload(arguments.data_root),
         part.batch_sizes,
         part.recipes,
         seeds=part.seeds,
         epochs=part.epochs,
         lr_factors=part.lr_factors,
-        runs=runs,
-        num_evaluations=25,
+        runs=arguments.runs,
+        num_evaluations=2 if arguments.smoke else 25,
+        max_eval_samples=500 if arguments.smoke else 10_000,
         checkpoint_seconds=60,
+        finished_only=arguments.finished_only,
     )
 
 
+# what the runs say
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The finished runs of one recipe at one batch size and rate."""
+
+    runs: tuple[Run, ...]
+
+    def values(self, name: str) -> list[float]:
+        """Return a figure per seed, accuracies in percent."""
+        return [100 * run.metrics[name] if "accuracy" in name else run.metrics[name] for run in self.runs]
+
+    def mean(self, name: str) -> float:
+        """Return its mean."""
+        return statistics.mean(self.values(name))
+
+    def sd(self, name: str) -> float | None:
+        """Return its standard deviation over seeds; None of one."""
+        return statistics.stdev(self.values(name)) if len(self.runs) > 1 else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper beside what was measured here."""
+
+    id: str
+    statement: str
+    source: str
+    paper: str
+    ours: str
+    spread: str
+    seeds: int
+    verdict: str
+
+
+Found = dict[tuple[str, str, int, float], Cell]
+
+
+def collect(comparisons: dict[str, Comparison]) -> Found:
+    """Return the finished runs by part, recipe, batch size and rate factor; those that diverged are left out."""
+    found: dict[tuple[str, str, int, float], list[Run]] = {}
+    for name, comparison in comparisons.items():
+        for run in comparison.runs:
+            if run.status == "done":
+                found.setdefault((name, run.recipe, run.batch_size, run.lr_factor), []).append(run)
+    return {key: Cell(tuple(runs)) for key, runs in found.items()}
+
+
+class Expected(NamedTuple):
+    """One recipe at least as accurate as another, less a margin in points."""
+
+    id: str
+    statement: str
+    source: str
+    paper: str
+    better: tuple[str, str, int]
+    worse: tuple[str, str, int]
+    margin: float = 0.0
+
+
+F1, MALLADI = "Table 1, F1 on MNIST", "Malladi et al. 2022"
+SMALL, AT_1024, AT_4096 = ("f1 at 128", "SB", 128), "f1 at 1024", "f1 at 4096"
+RESNET, PUBLISHED, BARE = "resnet at 512", "published", "no augmentation at 4096"
+SMALL_RESNET, SMALL_BARE = ("resnet at 64", "SB", 64), ("no augmentation at 128", "SB", 128)
+ADAMW = "adamw at 2048"
+EXPECTED = (
+    Expected("gap-1024", "LB < SB at 1024: a larger batch generalizes worse", "Figure 1", "grows with the batch",
+             SMALL, (AT_1024, "LB", 1024)),
+    Expected("gap-4096", "LB < SB at 4096", F1, "97.05 < 98.27", SMALL, (AT_4096, "LB", 4096)),
+    Expected("lr-1024", "+LR > LB at 1024: the square-root rate closes a part of the gap", F1, "97.55 > 97.05",
+             (AT_1024, "+LR", 1024), (AT_1024, "LB", 1024)),
+    Expected("lr-4096", "+LR > LB at 4096", F1, "97.55 > 97.05", (AT_4096, "+LR", 4096), (AT_4096, "LB", 4096)),
+    Expected("gbn-1024", "+GBN >= +LR at 1024: ghost batch norm closes more", F1, "97.60 >= 97.55",
+             (AT_1024, "+GBN", 1024), (AT_1024, "+LR", 1024)),
+    Expected("gbn-4096", "+GBN >= +LR at 4096", F1, "97.60 >= 97.55", (AT_4096, "+GBN", 4096), (AT_4096, "+LR", 4096)),
+    Expected("ra-1024", "+RA >= SB - 0.2 at 1024: as many updates close it", F1, "98.53 >= 98.07",
+             ("adaptation at 1024", "+RA", 1024), SMALL, 0.2),
+    Expected("ra-4096", "+RA >= SB - 0.2 at 4096", F1, "98.53 >= 98.07",
+             ("adaptation at 4096", "+RA", 4096), SMALL, 0.2),
+    Expected("ra-long", "+RA at 1024 >= SB with as many samples", "control", "none",
+             ("adaptation at 1024", "+RA", 1024), ("long", "SB long", 128)),
+    Expected("noise-4096", "noise > LB at 4096: multiplicative noise does what the rate does", "section 4", "no figure",
+             (AT_4096, "noise", 4096), (AT_4096, "LB", 4096)),
+    Expected("postponed", "dropping the rate ten epochs later does not hurt", "abstract", "it helps",
+             ("postponed", "SB", 128), SMALL),
+    Expected("published-gap", "LB < SB with the optimizer made anew each epoch", F1, "97.05 < 98.27",
+             ("published at 128", "SB (published)", 128), (PUBLISHED, "LB (published)", 4096)),
+    Expected("published-lr", "+LR > LB in the same way", F1, "97.55 > 97.05",
+             (PUBLISHED, "+LR (published)", 4096), (PUBLISHED, "LB (published)", 4096)),
+    Expected("published-gbn", "+GBN >= +LR in the same way", F1, "97.60 >= 97.55",
+             (PUBLISHED, "+GBN (published)", 4096), (PUBLISHED, "+LR (published)", 4096)),
+    Expected("bare-gap", "LB < SB without augmentation", F1, "97.05 < 98.27", SMALL_BARE, (BARE, "LB", 4096)),
+    Expected("bare-lr", "+LR > LB without augmentation", F1, "97.55 > 97.05", (BARE, "+LR", 4096), (BARE, "LB", 4096)),
+    Expected("bare-gbn", "+GBN >= +LR without augmentation", F1, "97.60 >= 97.55",
+             (BARE, "+GBN", 4096), (BARE, "+LR", 4096)),
+    Expected("bare-warm", "warm-up helps +LR without augmentation", "slides", "clipping acts as warm-up",
+             (BARE, "+LR, warm-up", 4096), (BARE, "+LR", 4096)),
+    Expected("resnet-gap", "LB < SB, ResNet-8", "Table 1, ResNet44", "86.10 < 92.83",
+             SMALL_RESNET, (RESNET, "LB", 512)),
+    Expected("resnet-lr", "+LR > LB, ResNet-8", "Table 1, ResNet44", "89.30 > 86.10",
+             (RESNET, "+LR", 512), (RESNET, "LB", 512)),
+    Expected("resnet-gbn", "+GBN >= +LR, ResNet-8", "Table 1, ResNet44", "90.50 >= 89.30",
+             (RESNET, "+GBN", 512), (RESNET, "+LR", 512)),
+    Expected("resnet-noise", "noise > LB, ResNet-8", "section 4", "no figure",
+             (RESNET, "noise", 512), (RESNET, "LB", 512)),
+    Expected("resnet-ra", "+RA >= SB - 0.2, ResNet-8", "Table 1, ResNet44", "93.07 >= 92.63",
+             ("resnet, adaptation", "+RA", 512), SMALL_RESNET, 0.2),
+    Expected("adam-sqrt", "AdamW: sqrt, betas and epsilon moved > the rate as it is", MALLADI, "keeps the small batch",
+             (ADAMW, "sqrt", 2048), (ADAMW, "none", 2048)),
+    Expected("adam-linear", "AdamW: sqrt > linear", MALLADI, "linear fails", (ADAMW, "sqrt", 2048),
+             (ADAMW, "linear", 2048)),
+)  # fmt: skip
+
+
+def judge(found: Found) -> list[Claim]:
+    """Put every expected ordering beside its runs; one without runs is left out."""
+    claims = []
+    for expected in EXPECTED:
+        better, worse = (found.get((*key, 1.0)) for key in (expected.better, expected.worse))
+        if better is not None and worse is not None:
+            claims.append(_judged(expected, better, worse))
+    return [*claims, *judge_laws(found)]
+
+
+def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
+    name = "eval_accuracy"
+    gap = better.mean(name) - worse.mean(name)
+    error = _welch_error(better.values(name), worse.values(name))
+    spread = "one seed" if error is None else f"95% interval of the difference {gap - error:+.2f} to {gap + error:+.2f}"
+    ours = f"{_shown(better, name)} against {_shown(worse, name)}: {gap:+.2f} points"
+    seeds = min(len(better.runs), len(worse.runs))
+    verdict = _verdict(gap + expected.margin, error)
+    return Claim(expected.id, expected.statement, expected.source, expected.paper, ours, spread, seeds, verdict)
+
+
+def judge_laws(found: Found) -> list[Claim]:
+    """Say which law the weights' walk follows at the first rate, and whether its slope keeps with the batch."""
+    cells = {key[:3]: cell for key, cell in found.items() if key[3] == 1 and key[0] in (SMALL[0], AT_1024, AT_4096)}
+    laws = {key: [run.distance_law for run in cell.runs if run.distance_law] for key, cell in cells.items()}
+    every = [law for fitted in laws.values() for law in fitted]
+    if not every:
+        return []
+    wins = {law: sum(fit.better == law for fit in every) for law in ("log", "power", "undecided")}
+    verdict = "reproduced" if wins["log"] == len(every) else "not" if wins["power"] > wins["log"] else "partly"
+    worst = min(every, key=lambda law: law.r2_log)
+    law = Claim(
+        "log-law",
+        "||w - w0|| grows as the logarithm of updates at the first rate, better than as a power",
+        "Figure 2",
+        "straight against log updates",
+        f"log in {wins['log']}, power in {wins['power']}, undecided in {wins['undecided']} of {len(every)} runs",
+        f"R2 of the log from {worst.r2_log:.4f}, of the power there {worst.r2_power:.4f}",
+        min(len(fitted) for fitted in laws.values() if fitted),
+        verdict,
+    )
+    slopes = {key[1:]: statistics.mean(fit.slope for fit in fitted) for key, fitted in laws.items() if fitted}
+    return [law, *_slopes_claim(slopes, len(every))]
+
+
+def _slopes_claim(slopes: dict[tuple[str, int], float], num_runs: int) -> list[Claim]:
+    """Judge whether +LR and +GBN bring the slope of a large batch nearer to the small one's."""
+    base = slopes.get(("SB", 128))
+    sizes = [size for size in (1024, 4096) if ("LB", size) in slopes and ("+GBN", size) in slopes]
+    if base is None or not sizes:
+        return []
+    nearer = [abs(slopes["+GBN", size] - base) < abs(slopes["LB", size] - base) for size in sizes]
+    ours = "; ".join(f"{name} at {size} {slope:.2f}" for (name, size), slope in slopes.items())
+    return [
+        Claim(
+            "slopes",
+            "the slope falls with the batch, and +LR with +GBN brings it back to the small batch's",
+            "Figure 2",
+            "2.1 at 128, 1.0 at 2048 before, about 2.1 after",
+            f"slope per ln t: {ours}",
+            "means over seeds",
+            num_runs // max(len(slopes), 1),
+            "reproduced" if all(nearer) else "partly" if any(nearer) else "not",
+        )
+    ]
+
+
+def _verdict(above: float, error: float | None) -> str:
+    """Reproduced where the whole interval is above zero, not where it is below, partly in between."""
+    if error is None:
+        return "partly" if above > 0 else "not"
+    return "reproduced" if above > error else "not" if above < -error else "partly"
+
+
+def _welch_error(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return half the width of the 95% interval of a difference of means."""
+    from scipy.stats import t
+
+    if min(len(first), len(second)) < 2:
+        return None
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    if not sum(parts):
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (first, second), strict=True))
+    return float(t.ppf(0.975, freedom)) * math.sqrt(sum(parts))
+
+
+def _shown(cell: Cell, name: str) -> str:
+    sd = cell.sd(name)
+    return f"{cell.mean(name):.2f}" + ("" if sd is None else f" ± {sd:.2f}")
+
+
+def summarize(comparisons: dict[str, Comparison]) -> dict[str, object]:
+    """Return all that results.json holds."""
+    found = collect(comparisons)
+    rows = [
+        {
+            "part": part,
+            "recipe": recipe,
+            "batch_size": batch_size,
+            "lr_factor": lr_factor,
+            "lr": cell.runs[0].settings["lr"],
+            "seeds": len(cell.runs),
+            "updates": cell.runs[0].updates,
+            "samples": cell.runs[0].samples,
+            "minutes": statistics.mean(run.seconds for run in cell.runs) / 60,
+            "metrics": {name: {"mean": cell.mean(name), "sd": cell.sd(name), "values": cell.values(name)}
+                        for name in cell.runs[0].metrics},
+            "distance": [plain(run.distance_law) for run in cell.runs],
+        }
+        for (part, recipe, batch_size, lr_factor), cell in found.items()
+    ]  # fmt: skip
+    environment = {run.environment["torch"]: run.environment for cell in found.values() for run in cell.runs}
+    missing = [name for name, comparison in comparisons.items() if comparison.partial]
+    return {
+        "environment": next(iter(environment.values()), None),
+        "incomplete": missing,
+        "rows": rows,
+        "claims": [plain(claim) for claim in judge(found)],
+    }
+
+
 def main() -> None:
-    """Train the parts that are asked for."""
+    """Train the parts that are asked for and say what they show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=HERE / "runs")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--only", nargs="*", choices=FULL, help="some parts")
+    size = parser.add_mutually_exclusive_group(required=True)
+    for name in ("smoke", "quick", "full"):
+        size.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=FULL, help="some parts of --full")
+    parser.add_argument("--finished-only", action="store_true", help="train nothing")
+    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds FashionMNIST")
+    parser.add_argument("--json", type=Path, help="write rows and claims")
     arguments = parser.parse_args()
-    for name in arguments.only or FULL:
-        print(name, flush=True)
-        comparison = run_part(FULL[name], arguments.runs, arguments.data_root)
-        for row in comparison.table:
-            print("  ", row.recipe, row.batch_size, row.lr_factor, row.metrics, flush=True)
+    parts = QUICK if arguments.quick else {name: FULL[name] for name in arguments.only or FULL}
+    comparisons = {}
+    for name, part in parts.items():
+        comparisons[name] = train_part(smoke(part) if arguments.smoke else part, arguments)
+        for row in comparisons[name].table:
+            figures = {key: row.metrics.get(key) for key in ("eval_accuracy", "train_accuracy")}
+            words = [f"{key} {100 * v.mean:.2f} (sd {100 * (v.sd or 0):.2f})" for key, v in figures.items() if v]
+            print(
+                f"{name}: {row.recipe} at {row.batch_size}, rate {row.lr:.3g}, {row.num_seeds} seeds:",
+                *words,
+                flush=True,
+            )
+    summary = summarize(comparisons)
+    for claim in judge(collect(comparisons)):
+        print(f"{claim.verdict}: {claim.statement}. {claim.ours} ({claim.spread}); paper: {claim.paper}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
