@@ -18,12 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import Subset
 
 import anybatch
 from anybatch import Milestones, Recipe, Workload
+from anybatch.apply.sample_stream import Keys
 from anybatch.train.comparison import Comparison, Run
+from anybatch.train.data import SeededDataset
 from anybatch.train.plain import plain
 from anybatch.workloads import load_workload
 
@@ -400,8 +406,90 @@ def summarize(comparisons: dict[str, Comparison]) -> dict[str, object]:
         "environment": next(iter(environment.values()), None),
         "incomplete": missing,
         "rows": rows,
-        "claims": [plain(claim) for claim in judge(found)],
     }
+
+
+# section 2: the loss as a random potential
+
+
+def measure_potential(root: Path, *, num_directions: int, num_samples: int) -> dict[str, list[float]]:
+    """Return how the loss scatters over random directions, against the distance from fresh weights.
+
+    Args:
+        root: of the data.
+        num_directions: drawn on the unit sphere of all weights.
+        num_samples: of the training set, not augmented.
+
+    Returns:
+        "distance" and "sd" of L(w0 + z v) over directions v, for z from 0 to 10.
+    """
+    workload = f1_plain(root)
+    batch = SeededDataset(workload, workload.train_set, 0).__getitems__(
+        Keys(np.zeros(num_samples, dtype=np.int64), np.arange(num_samples))
+    )
+    torch.manual_seed(0)
+    model = workload.model()  # in train mode, as when the walk is on
+    start = parameters_to_vector(model.parameters()).detach()
+    distances = [float(z) for z in range(11)]
+    losses = np.empty((num_directions, len(distances)))
+    with torch.no_grad():
+        for row in losses:
+            direction = torch.randn_like(start)
+            direction /= direction.norm()
+            for column, distance in enumerate(distances):
+                vector_to_parameters(start + distance * direction, model.parameters())
+                row[column] = workload.loss(model, batch).item()
+    return {"distance": distances, "sd": losses.std(0, ddof=1).tolist()}
+
+
+def judge_potential(potential: dict[str, list[float]]) -> Claim:
+    """Fit sd = c z^gam; the logarithmic walk of the weights needs gam = 1."""
+    distance, sd = (np.array(potential[name][1:]) for name in ("distance", "sd"))
+    gam, log_c = np.polyfit(np.log(distance), np.log(sd), 1)
+    scatter = np.log(sd) - gam * np.log(distance) - log_c
+    error = scatter.std(ddof=2) / np.log(distance).std() / math.sqrt(len(distance))
+    return Claim(
+        "potential",
+        "the standard deviation of the loss grows linearly with the distance from fresh weights (gam = 1)",
+        "section 2 and poster, ResNet44",
+        "gam = 1: 0.001 at distance 0 to 0.0075 at 9",
+        f"gam = {gam:.2f}; sd {sd[0]:.4f} at distance 1, {sd[8]:.4f} at 9",
+        f"standard error of the fit {error:.2f}",
+        1,
+        "reproduced" if abs(gam - 1) < 0.1 else "partly" if abs(gam - 1) < 0.3 else "not",
+    )
+
+
+# figures
+
+
+def draw(comparisons: dict[str, Comparison], folder: Path) -> None:
+    """Draw figures 1 to 3 of the paper from the runs, as far as they are there."""
+    matplotlib.use("svg")
+    folder.mkdir(exist_ok=True)
+    cells = {key[:3]: cell for key, cell in collect(comparisons).items() if key[3] == 1}
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for axis, (recipe, colour) in zip([axes[0]] * 3, (("LB", "C0"), ("+LR", "C1"), ("+GBN", "C2")), strict=True):
+        sizes = {128: SMALL, 1024: (AT_1024, recipe, 1024), 4096: (AT_4096, recipe, 4096)}
+        known = [(size, cells[key]) for size, key in sizes.items() if key in cells]
+        error = [100 - cell.mean("eval_accuracy") for _, cell in known]
+        spread = [cell.sd("eval_accuracy") or 0 for _, cell in known]
+        axis.errorbar([size for size, _ in known], error, spread, label=recipe, color=colour, capsize=3, marker="o")
+    axes[0].set(xscale="log", xlabel="batch size", ylabel="error on the evaluation set (%)", title="Figure 1")
+    for (part, recipe, size), cell in cells.items():
+        if part in (SMALL[0], AT_1024, AT_4096) and recipe != "noise":
+            walk = [(line["updates"], line["distance"]) for line in cell.runs[0].distance]
+            axes[1].plot(*zip(*walk, strict=True), label=f"{recipe} at {size}", lw=1.2)
+        if recipe in ("SB", "+RA") and part in (SMALL[0], "adaptation at 1024", "adaptation at 4096"):
+            curve = [(line["updates"], 100 - 100 * line["eval_accuracy"]) for line in cell.runs[0].curve]
+            axes[2].plot(*zip(*curve, strict=True), label=f"{recipe} at {size}", lw=1.2)
+    axes[1].set(xscale="log", xlabel="updates", ylabel="||w - w0||", title="Figure 2")
+    axes[2].set(xlabel="updates", ylabel="error on the evaluation set (%)", title="Figure 3")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+        axis.grid(alpha=0.25)
+    figure.savefig(folder / "figures.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def main() -> None:
@@ -428,11 +516,15 @@ def main() -> None:
                 *words,
                 flush=True,
             )
-    summary = summarize(comparisons)
-    for claim in judge(collect(comparisons)):
+    few = {"num_directions": 3, "num_samples": 256} if arguments.smoke else {"num_directions": 50, "num_samples": 4096}
+    potential = measure_potential(arguments.data_root, **few)
+    claims = [*judge(collect(comparisons)), judge_potential(potential)]
+    for claim in claims:
         print(f"{claim.verdict}: {claim.statement}. {claim.ours} ({claim.spread}); paper: {claim.paper}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(summary, indent=1) + "\n")
+        found = {**summarize(comparisons), "potential": potential, "claims": [plain(claim) for claim in claims]}
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        draw(comparisons, arguments.json.parent)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from anybatch.apply.nested import map_nested
 from anybatch.errors import InputError
 
 
@@ -53,10 +54,11 @@ class GradientNoise:
     def __exit__(self, *raised: object) -> None:
         self.remove()
 
-    def _weigh(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+    def _weigh(self, module: nn.Module, inputs: Any, outputs: Any) -> Any:
         if not (module.training and torch.is_grad_enabled()):
-            return
-        rows = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
+            return outputs
+        rows: list[Tensor] = []
+        map_nested(rows.append, outputs, _has_gradient)
         counts = {len(tensor) if tensor.ndim else 0 for tensor in rows}
         if len(counts) != 1 or counts == {0}:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in rows) or "no tensor with a gradient"
@@ -65,14 +67,15 @@ class GradientNoise:
                 "Return predictions from the model and average over samples in the loss."
             )
         weights = 1 + self._std * torch.randn(counts.pop(), device=rows[0].device)
-        for tensor in rows:
-            tensor.register_hook(lambda grad: grad * weights.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+        return map_nested(lambda row: _weighted(row, weights), outputs, _has_gradient)
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    values = outputs.values() if hasattr(outputs, "values") else outputs
-    return (
-        [tensor for value in values for tensor in _tensors(value)] if isinstance(outputs, dict | list | tuple) else []
-    )
+def _has_gradient(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _weighted(output: Tensor, weights: Tensor) -> Tensor:
+    """Return the output as another tensor whose gradient is weighted, so that what depends on the output is not."""
+    alias = output.view_as(output)
+    alias.register_hook(lambda grad: grad * weights.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+    return alias

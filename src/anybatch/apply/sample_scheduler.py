@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from anybatch.decide.sample_schedule import ROUNDING
 from anybatch.errors import InputError
 
 
@@ -56,6 +58,7 @@ class SampleScheduler:
         self._factor = factor
         self._scheduler = scheduler
         self._samples_per_step = samples_per_step
+        self._last_step = getattr(scheduler, "total_steps", math.inf)  # OneCycleLR refuses to go on
         self._num_steps = 0
         self._scheduled = [group["lr"] for group in optimizer.param_groups]
         self.advance(0)
@@ -67,7 +70,8 @@ class SampleScheduler:
             num_samples: seen since the start of training, never fewer than before.
         """
         if self._scheduler is not None:
-            self._step(int(num_samples / self._samples_per_step) - self._num_steps)
+            steps = int(num_samples / self._samples_per_step * (1 + ROUNDING))
+            self._step(int(min(steps, self._last_step)) - self._num_steps)
         if self._factor is not None:
             self._set([lr * self._factor(num_samples) for lr in self._scheduled])
 

@@ -46,7 +46,7 @@ class SampleStream:
 
     def between(self, start: int, stop: int) -> Keys:
         """Return the samples at positions from `start` up to `stop`."""
-        stretches = []
+        stretches = [Keys(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))] if start == stop else []
         while start < stop:
             epoch, place = divmod(start, self._num_samples)
             indices = self._order_of(epoch)[place : place + stop - start]

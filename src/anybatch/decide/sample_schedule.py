@@ -9,6 +9,8 @@ from typing import Self
 from anybatch.errors import InputError
 from anybatch.workload import Milestones
 
+ROUNDING = 1e-12  # of a stretched number of samples
+
 
 @dataclass(frozen=True)
 class SampleSchedule:
@@ -92,6 +94,11 @@ class SampleSchedule:
             The factor, positive where the decays are.
         """
         decay = math.prod(
-            (decay for at, decay in zip(self.milestones, self.decays, strict=True) if at <= num_samples), start=1.0
+            (
+                decay
+                for at, decay in zip(self.milestones, self.decays, strict=True)
+                if at * (1 - ROUNDING) <= num_samples
+            ),
+            start=1.0,
         )
         return decay * min(1.0, (num_samples + 1) / max(self.warmup_samples, 1.0))

@@ -53,7 +53,7 @@ class WeightDistance:
     def measure(self) -> Distance:
         """Return the distances now, in the widest type of the device."""
         norms = {
-            name: torch.linalg.vector_norm(parameter - self.initial[name], dtype=widest_dtype(parameter.device))
+            name: torch.linalg.vector_norm(parameter.to(widest_dtype(parameter.device)) - self.initial[name])
             for name, parameter in self._parameters.items()
         }
         return Distance(torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms)

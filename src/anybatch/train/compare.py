@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from anybatch.apply.sample_stream import StreamShares
 from anybatch.decide.distance_law import DistanceLaw, fit_distance_law
 from anybatch.errors import AnybatchError, InputError, StoppedError
 from anybatch.train.comparison import Comparison, RankedBy, Run, join_runs
@@ -27,7 +29,7 @@ from anybatch.train.fingerprint import fingerprint
 from anybatch.train.loop import start_training
 from anybatch.train.plain import plain
 from anybatch.train.progress import Progress, silent
-from anybatch.train.recipes import Recipe, find_recipes, plan_training
+from anybatch.train.recipes import Recipe, base_rate, find_recipes, plan_training
 from anybatch.train.run import RunSettings, run_training
 from anybatch.train.run_folder import RunFolder
 from anybatch.train.runtime import Runtime
@@ -100,8 +102,6 @@ def compare(
         >>> [(row.batch_size, row.updates) for row in found.table]
         [(32, 22), (64, 11)]
     """
-    _check(workload, batch_sizes, seeds, lr_factors, epochs, num_evaluations, micro_batch_size)
-    assert workload.epochs is not None
     if autocast is not None and autocast not in get_args(Autocast):
         raise InputError(f"autocast must be one of {', '.join(get_args(Autocast))}; got {autocast!r}.")
     runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
@@ -120,6 +120,8 @@ def compare(
         "device": str(runtime.device),
         "runs": str(runs),
     }
+    _check(workload, runtime, settings)
+    assert workload.epochs is not None
     takes_eval_loss, warnings = _try_eval_loss(workload, runtime)
     options = {
         "micro_batch_size": micro_batch_size,
@@ -146,7 +148,7 @@ def compare(
             recipes=chosen,
             runs=finished,
             table=join_runs(finished, metric),
-            warnings=(*warnings, *_idle_methods(workload, runtime, chosen), *_untrained(finished)),
+            warnings=(*warnings, *_norm_warnings(workload, runtime, chosen, micro_batch_size), *_untrained(finished)),
             partial=len(finished) < len(jobs),
         )
 
@@ -293,15 +295,7 @@ class _Work:
         self.progress("comparison", fraction, f"{len(done)} of {len(self.jobs)} runs done; {text}")
 
 
-def _check(
-    workload: Workload,
-    batch_sizes: Sequence[int],
-    seeds: int,
-    lr_factors: Sequence[float],
-    epochs: float | None,
-    num_evaluations: int,
-    micro_batch_size: int | None,
-) -> None:
+def _check(workload: Workload, runtime: Runtime, settings: Mapping[str, Any]) -> None:
     if workload.eval_set is None:
         raise InputError(f"workload {workload.name!r} must have an eval_set to compare recipes on; got none.")
     if workload.num_samples is None or workload.epochs is None or workload.base_batch_size is None:
@@ -309,22 +303,23 @@ def _check(
             f"workload {workload.name!r} must have a train_set with a length, epochs and base_batch_size, which "
             "recipes start from."
         )
-    for name, values in (("batch_sizes", batch_sizes), ("lr_factors", lr_factors)):
-        if not values or len(set(values)) < len(values) or any(value <= 0 for value in values):
+    for name, whole in (("batch_sizes", True), ("lr_factors", False)):
+        values = settings[name]
+        if not values or len(set(values)) < len(values) or not all(_is_positive(value, whole) for value in values):
             raise InputError(f"{name} must be positive and different numbers, at least one; got {list(values)}.")
-    for batch_size in batch_sizes:
-        if batch_size > workload.num_samples:
-            raise InputError(
-                f"batch_size must be at most the training set's {workload.num_samples} samples; got {batch_size}."
-            )
-    for name, value in (
-        ("seeds", seeds),
-        ("num_evaluations", num_evaluations),
-        ("epochs", epochs),
-        ("micro_batch_size", micro_batch_size),
-    ):
-        if value is not None and value <= 0:
+    for batch_size in settings["batch_sizes"]:
+        StreamShares(workload.num_samples, batch_size, runtime.rank, runtime.world_size)
+    for name, whole in COUNTS.items():
+        value = settings[name]
+        if value is not None and not _is_positive(value, whole):
             raise InputError(f"{name} must be positive; got {value}.")
+
+
+COUNTS = {"seeds": True, "epochs": False, "micro_batch_size": True, "num_evaluations": True, "max_eval_samples": True}
+
+
+def _is_positive(value: float, whole: bool) -> bool:
+    return math.isfinite(value) and value > 0 and (not whole or value == int(value))
 
 
 def _cells(
@@ -339,7 +334,7 @@ def _cells(
 ) -> Iterator[_Cell]:
     """Yield the runs, seed by seed, so that an early look shows every recipe once."""
     optimizer = start_training(workload, Runtime(runtime.device), seed=0).optimizer
-    base_lr = float(optimizer.param_groups[0].get("initial_lr", optimizer.param_groups[0]["lr"]))
+    base_lr = base_rate(optimizer)
     for seed, batch_size, recipe, lr_factor in product(range(seeds), batch_sizes, recipes, lr_factors):
         plan = plan_training(recipe, workload, batch_size, optimizer, lr_factor)
         plan = replace(plan, stretch=plan.stretch * stretch, warmup_epochs=plan.warmup_epochs * stretch)
@@ -361,7 +356,8 @@ def _distance_law(
     last = drop * workload.num_samples / cell.settings.batch_size
     first = max(10.0, last / 30)
     points = [(line["updates"], line["distance"]) for line in result["distance"] if first <= line["updates"] <= last]
-    if len(points) < MIN_POINTS or result["status"] != "done":
+    moves = len({distance for _, distance in points}) > 1
+    if len(points) < MIN_POINTS or result["status"] != "done" or not moves:
         return None
     return fit_distance_law(*zip(*points, strict=True))
 
@@ -397,15 +393,21 @@ def _untrained(runs: Sequence[Run]) -> list[str]:
     return [f"The loss did not fall in {', '.join(lost)}. Their rate may be too high: try --lr-factors 0.5,1 too."]
 
 
-def _idle_methods(workload: Workload, runtime: Runtime, recipes: Sequence[Recipe]) -> list[str]:
+def _norm_warnings(
+    workload: Workload, runtime: Runtime, recipes: Sequence[Recipe], micro_batch_size: int | None
+) -> list[str]:
+    """Say where batch norm sees other samples than the batch's, or none are normalized at all."""
     model = start_training(workload, Runtime(runtime.device), seed=0).model
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     names = [recipe.name for recipe in recipes if recipe.ghost_batch_size is not None]
-    if names and not norms:
-        return [f"The model has no batch norm, so ghost batches change nothing in {', '.join(names)}."]
-    if norms and runtime.world_size > 1 and not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
-        return [
+    if not norms:
+        return [f"The model has no batch norm, so ghost batches change nothing in {', '.join(names)}."] if names else []
+    warnings = []
+    if runtime.world_size > 1 and not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
+        warnings.append(
             "Batch norm sees each rank's share of a batch, so results differ from one process at the same batch size; "
             "convert the model with torch.nn.SyncBatchNorm, or use ghost batches that divide a rank's share."
-        ]
-    return []
+        )
+    if micro_batch_size is not None:
+        warnings.append(f"Batch norm, ghost batches too, sees at most the {micro_batch_size} samples of a micro-batch.")
+    return warnings

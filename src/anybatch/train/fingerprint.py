@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from anybatch.apply.sample_stream import Keys
 from anybatch.train.data import SeededDataset
-from anybatch.train.loop import start_training, to_device
+from anybatch.train.loop import Training, start_training, to_device
+from anybatch.train.randomness import seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -47,16 +48,32 @@ def fingerprint(workload: Workload, runtime: Runtime) -> str:
         [(name, tuple(value.shape), str(value.dtype)) for name, value in training.model.state_dict().items()],
         str(training.model),
         str(training.optimizer),
-        (workload.base_batch_size, workload.epochs, _schedule(workload)),
+        _groups(training),
+        (workload.base_batch_size, workload.epochs, _rates(workload, alone)),
         [_content(workload, dataset) for dataset in (workload.train_set, workload.eval_set)],
         _loss(workload, alone, training.model, batch),
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _schedule(workload: Workload) -> str:
-    schedule = workload.schedule
-    return repr(schedule) if not callable(schedule) else getattr(schedule, "__qualname__", type(schedule).__name__)
+def _groups(training: Training) -> list[list[str]]:
+    """Return the names of the parameters in each group of the optimizer."""
+    names = {id(parameter): name for name, parameter in training.model.named_parameters()}
+    groups = training.optimizer.param_groups
+    return [[names.get(id(parameter), "?") for parameter in group["params"]] for group in groups]
+
+
+def _rates(workload: Workload, runtime: Runtime) -> list[list[float]]:
+    """Return the rate of every group at the end of each epoch: a schedule by what it does."""
+    if workload.num_samples is None or workload.epochs is None:
+        return []
+    training = start_training(workload, runtime, seed=0)
+    training.optimizer.step()  # without gradients it does nothing, but schedulers want to see it
+    rates = []
+    for epoch in range(math.ceil(workload.epochs) + 1):
+        training.scheduler.advance(epoch * workload.num_samples)
+        rates.append([float(group["lr"]) for group in training.optimizer.param_groups])
+    return rates
 
 
 def _content(workload: Workload, dataset: Dataset[Any] | None) -> tuple[int, str] | None:
@@ -86,6 +103,5 @@ def _digest(batch: Any) -> str:
 def _loss(workload: Workload, runtime: Runtime, model: nn.Module, batch: Any) -> str:
     """Return the loss to three digits, which another number of threads does not move."""
     model.train()
-    with torch.random.fork_rng(devices=[]), runtime.precision():
-        torch.default_generator.manual_seed(0)
+    with seeded(runtime.device, 0), runtime.precision():
         return f"{workload.loss(model, to_device(batch, runtime.device)).item():.3g}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from anybatch.apply.gradient_noise import GradientNoise
+from anybatch.apply.nested import map_nested
 from anybatch.apply.sample_scheduler import SampleScheduler
 from anybatch.decide.sample_schedule import SampleSchedule
 from anybatch.errors import InputError
@@ -27,6 +26,8 @@ from anybatch.train.plan import AS_IT_IS, Plan
 from anybatch.train.randomness import seed_generators, seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Milestones, Workload
+
+STATE_VERSION = 2
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Return all that a step changes: tensors and plain values."""
         return {
-            "version": 1,
+            "version": STATE_VERSION,
             "model": unwrap(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -52,7 +53,16 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`, of a training started in the same way."""
+        """Go on from a state of `state_dict`, of a training started in the same way.
+
+        Args:
+            state: as it was saved.
+
+        Raises:
+            InputError: it is of another version.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise InputError(f"state of a training must have version {STATE_VERSION}; got {state.get('version')}.")
         unwrap(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -121,7 +131,7 @@ def train(
         num_workers: of the data loader.
 
     Yields:
-        The step's mean loss on this rank, a scalar that is not waited for.
+        The step's loss, a scalar that is not waited for; see `accumulate`.
 
     Raises:
         InputError: a batch that does not fit the training set or the ranks, or a loss that cannot be used.
@@ -152,7 +162,7 @@ def train_step(workload: Workload, runtime: Runtime, training: Training, micro_b
         micro_batches: (batch, number of samples) each.
 
     Returns:
-        The mean loss on this rank, a scalar.
+        The loss, a scalar; see `accumulate`.
 
     Raises:
         InputError: a loss that is not a scalar with a gradient.
@@ -183,7 +193,7 @@ def accumulate(
         source: records each part, where given.
 
     Returns:
-        The mean loss over this rank's parts, a scalar.
+        A scalar whose mean over the ranks is the mean loss of the whole batch: in a single process that loss itself.
 
     Raises:
         InputError: a loss that is not a scalar with a gradient.
@@ -198,7 +208,7 @@ def accumulate(
                 loss = require_scalar(workload.loss(model, to_device(batch, runtime.device)))
             with nullcontext() if source is None else source.sub_batch(size, weight):
                 (loss if weight == 1 else loss * weight).backward()
-        mean_loss = torch.add(mean_loss, loss.detach(), alpha=size / sum(sizes))
+        mean_loss = torch.add(mean_loss, loss.detach(), alpha=weight)
     return mean_loss
 
 
@@ -235,28 +245,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     Returns:
         The same structure.
     """
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):
-        return batch.to(device)
-    if isinstance(batch, MutableMapping):
-        moved = copy.copy(batch)
-        for key, value in batch.items():
-            moved[key] = to_device(value, device)
-        return moved
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in dataclasses.fields(batch) if field.init]
-        return dataclasses.replace(batch, **{name: to_device(getattr(batch, name), device) for name in names})
-    return batch
+    return map_nested(lambda leaf: _moved(leaf, device), batch, lambda value: hasattr(value, "to"))
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf.to(device)
 
 
 def _set_hyperparameters(optimizer: Optimizer, plan: Plan) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * plan.lr_scale
         if "eps" in group:
             group["eps"] = group["eps"] * plan.eps_factor
         if plan.betas is not None and "betas" in group:
@@ -268,14 +265,18 @@ def _set_hyperparameters(optimizer: Optimizer, plan: Plan) -> None:
 def _scheduler(workload: Workload, optimizer: Optimizer, plan: Plan) -> SampleScheduler:
     epoch = workload.num_samples
     if epoch is None:
-        return SampleScheduler(optimizer)
+        return SampleScheduler(optimizer, lambda num_samples: plan.lr_scale)
     milestones = scheduler = None
     if isinstance(workload.schedule, Milestones):
         milestones = workload.schedule
     elif workload.schedule is not None:
         scheduler = workload.schedule(optimizer)
     schedule = SampleSchedule.from_epochs(milestones, epoch, plan.stretch, plan.warmup_epochs)
-    return SampleScheduler(optimizer, schedule.factor, scheduler, epoch * plan.stretch)
+
+    def factor(num_samples: float) -> float:
+        return plan.lr_scale * schedule.factor(num_samples)
+
+    return SampleScheduler(optimizer, factor, scheduler, epoch * plan.stretch)
 
 
 def _count_samples(workload: Workload, training: Training, batch_size: int) -> None:

@@ -129,6 +129,8 @@ def find_recipes(names: Sequence[str | Recipe]) -> tuple[Recipe, ...]:
         >>> [recipe.name for recipe in find_recipes(["plain", "regime"])]
         ['plain', 'regime']
     """
+    if not names:
+        raise InputError(f"recipes must name at least one, of {', '.join(RECIPES)} or your own; got none.")
     found = tuple(recipe for name in names for recipe in _found(name))
     repeated = {recipe.name for recipe in found if sum(other.name == recipe.name for other in found) > 1}
     if repeated:
@@ -170,7 +172,7 @@ def plan_training(
     regime = large_batch_regime(
         base,
         batch_size,
-        float(optimizer.param_groups[0]["lr"]),
+        base_rate(optimizer),
         _milestones(workload),
         workload.epochs,
         rule=recipe.lr_rule,
@@ -193,6 +195,12 @@ def plan_training(
         noise_variance=regime.noise_variance if recipe.adds_noise else 0.0,
         resets_momentum=recipe.resets_momentum,
     )
+
+
+def base_rate(optimizer: Optimizer) -> float:
+    """Return the rate of the first parameter group, before any warm-up of a scheduler."""
+    group = optimizer.param_groups[0]
+    return float(group.get("initial_lr", group["lr"]))
 
 
 def _milestones(workload: Workload) -> tuple[float, ...]:

@@ -217,20 +217,23 @@ class _Run:
             )
 
     def _observe(self, *, with_evaluation: bool) -> bool:
-        """Record the distance, and an evaluation where it is due; return whether the loss is finite so far."""
+        """Record the distance, and an evaluation where it is due; return whether all is finite so far."""
         loss_sum, loss_count = self.runtime.sum([self.record.loss_sum.item(), self.record.loss_count])
         place = {"updates": self.training.num_steps, "samples": self.training.num_samples}
         distance = self.weight_distance.measure()
         tensors = {name: value.item() for name, value in distance.tensors.items()}
         self._add(self.record.distance, {**place, "distance": distance.whole.item(), "tensors": tensors})
-        if with_evaluation and math.isfinite(loss_sum):
+        is_finite = math.isfinite(loss_sum) and math.isfinite(distance.whole.item())
+        if with_evaluation and is_finite:
             lr = float(self.training.optimizer.param_groups[0]["lr"])
             figures = {"lr": lr, "loss": loss_sum / loss_count, **self._evaluate()}
+            if not all(map(math.isfinite, figures.values())):
+                return False
             epochs = self.training.num_samples / (self.workload.num_samples or 1)
             self._add(self.record.curve, {**place, "epochs": epochs, **figures})
             self.record.loss_sum.zero_()
             self.record.loss_count = 0
-        return math.isfinite(loss_sum)
+        return is_finite
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the evaluation set and on as many training samples."""

@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows: two processes must not share a folder there
     fcntl = None
 
+CHECKPOINT_VERSION = 2
 Line = Mapping[str, Any]
 
 
@@ -81,13 +82,17 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            is_ours = state["version"] == CHECKPOINT_VERSION and {"training", "record"} <= state.keys()
         except Exception as error:
             raise InputError(f"{path} cannot be read. Delete it to start this run again.") from error
+        if not is_ours:
+            raise InputError(f"{path} cannot be read. Delete it to start this run again.")
+        return state
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Save the state of an unfinished run."""
-        self._write("checkpoint.pt", lambda file: torch.save(dict(state), file))
+        self._write("checkpoint.pt", lambda file: torch.save({**state, "version": CHECKPOINT_VERSION}, file))
 
     def set_metrics(self, lines: Sequence[Line]) -> None:
         """Replace the metrics, as a run that goes on must: a killed one may have written more than it saved."""
@@ -139,7 +144,7 @@ class RunFolder:
     def _read(self, name: str) -> Any:
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path / name} cannot be read. Delete it to start this run again.") from error
