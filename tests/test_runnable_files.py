@@ -1,5 +1,6 @@
 """Examples run whole, benchmarks in their smoke setting."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import anybatch
 from anybatch.workloads import load_workload
 
 ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
@@ -17,6 +19,20 @@ def test_benchmark_runs_in_its_smoke_setting(path, tmp_path):
     figures = tmp_path / "figures.json"
     subprocess.run([sys.executable, path, "--smoke", "--json", figures], check=True, timeout=120)
     assert "environment" in figures.read_text()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not DATA.exists(), reason="needs Fashion-MNIST beside the project")
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*/run.py")), ids=lambda path: path.parent.name)
+def test_study_runs_in_its_smoke_setting(path, tmp_path):
+    figures = tmp_path / "results.json"
+    options = ["--smoke", "--runs", tmp_path / "runs", "--data-root", DATA, "--json", figures]
+    done = subprocess.run([sys.executable, path, *options], capture_output=True, text=True, timeout=590)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert not found["incomplete"]
+    assert {claim["verdict"] for claim in found["claims"]} <= {"reproduced", "partly", "not"}
+    assert (tmp_path / "figures.svg").exists()
 
 
 def test_example_loop_prints_three_noise_scales():
