@@ -17,7 +17,11 @@ from anybatch.stats.groups import ModulePrefixes
 
 
 class Metric(Protocol):
-    """What is counted over an evaluation set: accuracy, mAP and mIoU alike."""
+    """What is counted over an evaluation set: accuracy, mAP and mIoU alike.
+
+    The first figure of `compute()` is the one that recipes are ranked by; higher is better unless the metric has an
+    attribute `higher_is_better` that is False. A figure that is not a number is left out.
+    """
 
     def update(self, model: nn.Module, batch: Any) -> None:
         """Count one batch; the model is in eval mode and gradients are off."""

@@ -6,6 +6,7 @@ import signal
 import statistics
 import threading
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -36,6 +37,11 @@ class Accuracy:
 
     def compute(self):
         return {"accuracy": self.right / self.count}
+
+
+class BrokenMetric(Accuracy):
+    def update(self, model, batch):
+        raise KeyError("n")
 
 
 def workload_of(**changes):
@@ -578,7 +584,13 @@ def test_a_wait_for_another_process_can_be_stopped(tmp_path, monkeypatch):
         ({"device": "toaster"}, r"device must be one torch can use here; got 'toaster'\."),
         ({"recipes": ["magic"]}, r"recipe must be one of plain, .*got 'magic'\."),
         ({"recipes": []}, "recipes must"),
-        ({"recipes": [Recipe("g", ghost_batch_size=24)]}, r"ghost_batch_size must be at most the batch; got 24 for a"),
+        ({"recipes": [Recipe("g", ghost_batch_size=48)]}, r"ghost_batch_size must be at most the batch; got 48 for a"),
+        ({"batch_sizes": ["32"]}, r"batch_sizes must be positive and different numbers"),
+        ({"seeds": "2"}, r"seeds must be positive; got 2\."),
+        (
+            {"workload": workload_of(metric=BrokenMetric)},
+            "metric of the workload failed on its eval_set: KeyError: 'n'",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(options, message, tmp_path, trained):
@@ -595,12 +607,82 @@ def test_a_rate_that_no_rule_is_known_for_is_refused_before_anything_is_trained(
     assert not trained
 
 
-def test_an_error_of_the_users_loss_comes_through(tmp_path):
+def test_an_error_of_the_users_loss_is_told_with_its_run(tmp_path):
     class Broken(nn.Linear):
         def forward(self, inputs):
             if self.training and len(inputs) == 16:
                 raise ZeroDivisionError("my own mistake")
             return super().forward(inputs)
 
-    with pytest.raises(ZeroDivisionError, match="my own mistake"):
-        compared(tmp_path, [16], workload=workload_of(model=lambda: Broken(6, 3)))
+    with pytest.raises(RunError, match=r"plain at 16, seed 0: ZeroDivisionError: my own mistake\.") as raised:
+        compared(tmp_path, [32, 16], workload=workload_of(model=lambda: Broken(6, 3)))
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert [run.batch_size for run in raised.value.partial.runs] == [32]
+
+
+class Figures:
+    """A metric that says what it is told to."""
+
+    higher_is_better = True
+    figures: ClassVar = {"zeta": 0.5, "alpha": 0.25}
+
+    def update(self, model, batch):
+        model(batch[0])
+
+    def merge(self, other):
+        pass
+
+    def compute(self):
+        return dict(self.figures)
+
+
+def test_the_first_figure_of_the_metric_ranks_whoever_reads_it(tmp_path):
+    workload = workload_of(metric=Figures)
+    first, second = (compared(tmp_path, [16], workload=workload) for _ in range(2))
+    assert first.metric == second.metric == RankedBy("zeta", True)
+    assert first.to_dict()["runs"] == second.to_dict()["runs"]
+
+
+def test_a_metric_may_say_that_lower_is_better(tmp_path):
+    class Error(Accuracy):
+        higher_is_better = False
+
+        def compute(self):
+            return {"error": 1 - self.right / self.count}
+
+    found = compared(tmp_path, [16], workload=workload_of(metric=Error), lr_factors=[1, 1e-6])
+    assert found.metric == RankedBy("error", False)
+    assert [row.lr_factor for row in found.table if row.is_best] == [1]
+
+
+def test_a_figure_that_is_not_a_number_is_left_out_and_no_divergence(tmp_path):
+    class Partial(Figures):
+        figures: ClassVar = {"map": 0.5, "map_small": float("nan")}
+
+    found = compared(tmp_path, [16], workload=workload_of(metric=Partial))
+    assert [run.status for run in found.runs] == ["done"]
+    assert "eval_map" in found.table[0].metrics
+    assert "eval_map_small" not in found.table[0].metrics
+
+
+def test_the_law_of_the_walk_does_not_hang_on_the_number_of_evaluations(tmp_path):
+    workload = workload_of(epochs=40)
+    laws = [
+        compared(tmp_path, [16], workload=workload, num_evaluations=count).runs[0].distance_law for count in (1, 40)
+    ]
+    assert laws[0] is not None
+    assert laws[0] == laws[1]
+
+
+def test_the_law_is_fitted_before_a_schedulers_first_step(tmp_path):
+    workload = workload_of(epochs=40, schedule=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30))
+    law = compared(tmp_path, [16], workload=workload, num_evaluations=1).runs[0].distance_law
+    assert law is not None
+    assert law.last_update <= 30 * 96 / 16
+
+
+def test_sizes_outside_the_base_and_rules_beyond_their_range_are_warned_of(tmp_path):
+    workload = workload_of(optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3), base_batch_size=2)
+    warnings = compared(tmp_path, [96], ["sqrt"], workload=workload, epochs=1).warnings
+    assert any("own batch size, 2, is not among the sizes" in warning for warning in warnings)
+    assert any(warning.startswith("sqrt at 96: ") and "no rule holds" in warning for warning in warnings)

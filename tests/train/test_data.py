@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from train.small_workloads import CPU, Indices, Stream, labelled_vectors, simulated_ranks, vectors_workload
 
 from anybatch import InputError
@@ -112,6 +112,34 @@ def test_a_subset_of_such_a_dataset_makes_the_same_batches():
     workload = vectors_workload(train_set=Subset(Fetched(20), range(10, 20)), base_batch_size=None)
     indices, _ = next(step_batches(workload, CPU, batch_size=10, micro_batch_size=10, seed=0))[0][0]
     assert sorted(indices.tolist()) == list(range(10, 20))
+
+
+class Shifted(TensorDataset):
+    def __getitem__(self, index):
+        return tuple(tensor + 100 for tensor in super().__getitem__(index))
+
+
+class ShiftedSubset(Subset):
+    def __getitem__(self, index):
+        return super().__getitem__(index) + 100
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+class Overridden(Fetched):
+    def __getitem__(self, index):
+        return index + 100
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [Shifted(torch.arange(8)), ShiftedSubset(Indices(8), range(8)), Overridden(8)],
+    ids=lambda d: type(d).__name__,
+)
+def test_a_subclass_that_makes_its_own_samples_is_asked_for_them(dataset):
+    batch, _ = next(step_batches(vectors_workload(train_set=dataset), CPU, batch_size=8, micro_batch_size=8, seed=0))[0]
+    assert torch.as_tensor(batch[0] if isinstance(batch, list) else batch).min() >= 100
 
 
 class RandomCollate:

@@ -14,6 +14,7 @@ from train.small_workloads import CPU, Regularized, Stream, cross_entropy, label
 from anybatch import Milestones
 from anybatch.train.fingerprint import fingerprint
 from anybatch.workloads import load_workload
+from anybatch.workloads.classification import Accuracy
 
 
 def base(**changes):
@@ -53,6 +54,10 @@ class LessDropout(Regularized):
         self.body[3] = nn.Dropout(0.4)
 
 
+def smoothed(amount):
+    return lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1], label_smoothing=amount)
+
+
 CHANGES = {
     "another architecture": {"model": Wider},
     "another rate of dropout": {"model": LessDropout},
@@ -76,6 +81,9 @@ CHANGES = {
     "another milestone": {"schedule": Milestones((1.5,))},
     "another decay": {"schedule": Milestones((1,), 0.2)},
     "another name": {"name": "other"},
+    "a metric": {"metric": Accuracy},
+    "labels smoothed a little": {"loss": smoothed(0.02)},
+    "sizes counted otherwise": {"batch_size_of": lambda batch: 2.0 * len(batch[0])},
 }
 
 

@@ -58,7 +58,7 @@ class SampleScheduler:
         self._factor = factor
         self._scheduler = scheduler
         self._samples_per_step = samples_per_step
-        self._last_step = getattr(scheduler, "total_steps", math.inf)  # OneCycleLR refuses to go on
+        self._last_step = getattr(scheduler, "total_steps", math.inf) - 1  # beyond, OneCycleLR has no rate
         self._num_steps = 0
         self._scheduled = [group["lr"] for group in optimizer.param_groups]
         self.advance(0)

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from anybatch.errors import InputError
 from anybatch.train.progress import Progress as Told
@@ -85,10 +86,9 @@ def told_by_bars() -> Iterator[Told]:
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(24),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TextColumn("left, {task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=120) as progress:
         tasks = {}

@@ -21,15 +21,16 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from anybatch.apply.sample_stream import StreamShares
 from anybatch.decide.distance_law import DistanceLaw, fit_distance_law
-from anybatch.errors import AnybatchError, InputError, StoppedError
+from anybatch.errors import AnybatchError, InputError, RunError, StoppedError
+from anybatch.stats.weight_distance import log_spaced
 from anybatch.train.comparison import Comparison, RankedBy, Run, join_runs
 from anybatch.train.environment import describe_environment
 from anybatch.train.evaluate import evaluate
-from anybatch.train.fingerprint import fingerprint
+from anybatch.train.fingerprint import fingerprint, rates_by_epoch
 from anybatch.train.loop import start_training
 from anybatch.train.plain import plain
 from anybatch.train.progress import Progress, silent
-from anybatch.train.recipes import Recipe, base_rate, find_recipes, plan_training
+from anybatch.train.recipes import FAMILIES, Recipe, base_rate, find_recipes, large_regime, plan_training
 from anybatch.train.run import RunSettings, run_training
 from anybatch.train.run_folder import RunFolder
 from anybatch.train.runtime import Runtime
@@ -107,7 +108,7 @@ def compare(
     runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
     chosen = find_recipes(recipes)
     settings = {
-        "batch_sizes": list(batch_sizes),
+        "batch_sizes": [_as_int(batch_size) for batch_size in batch_sizes],
         "recipes": [recipe.name for recipe in chosen],
         "seeds": seeds,
         "lr_factors": list(lr_factors),
@@ -120,9 +121,16 @@ def compare(
         "device": str(runtime.device),
         "runs": str(runs),
     }
-    _check(workload, runtime, settings)
+    _check(workload, runtime, settings, chosen)
     assert workload.epochs is not None
-    takes_eval_loss, warnings = _try_eval_loss(workload, runtime)
+    takes_eval_loss, warnings = _try_evaluation(workload, runtime)
+    warnings = (
+        *warnings,
+        *_base_warnings(workload, settings),
+        *_norm_warnings(workload, runtime, chosen, micro_batch_size),
+        *_rule_warnings(workload, runtime, chosen, settings),
+    )
+    first_rate = _epochs_of_first_rate(workload, runtime)
     options = {
         "micro_batch_size": micro_batch_size,
         "num_evaluations": num_evaluations,
@@ -130,15 +138,15 @@ def compare(
         "takes_eval_loss": takes_eval_loss,
     }
     stretch = settings["epochs"] / workload.epochs
-    print_ = fingerprint(workload, runtime)
+    print_ = runtime.broadcast(fingerprint(workload, runtime))
     jobs = []
-    for cell in _cells(workload, runtime, chosen, batch_sizes, seeds, lr_factors, stretch, options):
+    for cell in _cells(workload, runtime, chosen, settings["batch_sizes"], seeds, lr_factors, stretch, options):
         config = cell.config(print_, runtime)
         jobs.append(_Job(cell, config, RunFolder(Path(runs) / _key(cell, config), board=tensorboard)))
     work = _Work(workload, runtime, jobs, checkpoint_seconds, num_workers, progress)
 
     def joined() -> Comparison:
-        finished = tuple(job.run(work.results[job.folder.path], workload) for job in work.finished())
+        finished = tuple(job.run(work.results[job.folder.path], workload, first_rate) for job in work.finished())
         metric = _ranked_by(workload, finished)
         return Comparison(
             workload=workload.name,
@@ -148,7 +156,7 @@ def compare(
             recipes=chosen,
             runs=finished,
             table=join_runs(finished, metric),
-            warnings=(*warnings, *_norm_warnings(workload, runtime, chosen, micro_batch_size), *_untrained(finished)),
+            warnings=(*warnings, *_untrained(finished)),
             partial=len(finished) < len(jobs),
         )
 
@@ -191,7 +199,7 @@ class _Job:
         rate = "" if cell.lr_factor == 1 else f", rate x{cell.lr_factor:g}"
         return f"{cell.recipe.name} at {cell.settings.batch_size}, seed {cell.settings.seed}{rate}"
 
-    def run(self, result: Mapping[str, Any], workload: Workload) -> Run:
+    def run(self, result: Mapping[str, Any], workload: Workload, first_rate: float) -> Run:
         cell, plan = self.cell, self.cell.settings.plan
         assert workload.epochs is not None
         schedule = workload.schedule
@@ -200,7 +208,7 @@ class _Job:
             **plain(plan),
             "lr": cell.base_lr * plan.lr_scale,
             "epochs": workload.epochs * plan.stretch,
-            "milestones": [milestone * plan.stretch for milestone in milestones],
+            "milestones": [epoch * plan.stretch for epoch in milestones if epoch < workload.epochs],
         }
         return Run(
             recipe=cell.recipe.name,
@@ -209,7 +217,7 @@ class _Job:
             lr_factor=cell.lr_factor,
             key=self.folder.path.name,
             settings=settings,
-            distance_law=_distance_law(result, settings, workload, cell),
+            distance_law=_distance_law(result, workload, cell, first_rate),
             **result,
         )
 
@@ -272,16 +280,23 @@ class _Work:
     def _train(self, job: _Job, stop: StopRequest) -> dict[str, Any]:
         if self.runtime.rank == 0:
             job.folder.claim(job.config)
-        return run_training(
-            self.workload,
-            self.runtime,
-            job.cell.settings,
-            job.folder,
-            stop=stop,
-            checkpoint_seconds=self.checkpoint_seconds,
-            num_workers=self.num_workers,
-            tell=lambda fraction, text: self._tell(f"{job}: {text}", fraction * job.num_samples),
-        )
+        try:
+            return run_training(
+                self.workload,
+                self.runtime,
+                job.cell.settings,
+                job.folder,
+                stop=stop,
+                checkpoint_seconds=self.checkpoint_seconds,
+                num_workers=self.num_workers,
+                tell=lambda fraction, text: self._tell(f"{job}: {text}", fraction * job.num_samples),
+            )
+        except AnybatchError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
+            hint = " Try --micro-batch-size." if isinstance(error, torch.OutOfMemoryError) else ""
+            raise RunError(f"{job}: {what}.{hint}") from error
 
     def _leave(self, stop: StopRequest) -> None:
         number = int(self.runtime.max([float(stop.signal or 0)])[0])
@@ -295,7 +310,7 @@ class _Work:
         self.progress("comparison", fraction, f"{len(done)} of {len(self.jobs)} runs done; {text}")
 
 
-def _check(workload: Workload, runtime: Runtime, settings: Mapping[str, Any]) -> None:
+def _check(workload: Workload, runtime: Runtime, settings: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
     if workload.eval_set is None:
         raise InputError(f"workload {workload.name!r} must have an eval_set to compare recipes on; got none.")
     if workload.num_samples is None or workload.epochs is None or workload.base_batch_size is None:
@@ -314,11 +329,24 @@ def _check(workload: Workload, runtime: Runtime, settings: Mapping[str, Any]) ->
         if value is not None and not _is_positive(value, whole):
             raise InputError(f"{name} must be positive; got {value}.")
 
+    for recipe in recipes:
+        ghost, largest = recipe.ghost_batch_size, max(settings["batch_sizes"])
+        if isinstance(ghost, int) and ghost > largest:
+            raise InputError(f"ghost_batch_size must be at most the batch; got {ghost} for a batch of {largest}.")
+
 
 COUNTS = {"seeds": True, "epochs": False, "micro_batch_size": True, "num_evaluations": True, "max_eval_samples": True}
 
 
-def _is_positive(value: float, whole: bool) -> bool:
+def _as_int(value: float) -> float:
+    """Return a plain int of whatever stands for one; anything else as it is, to be refused."""
+    is_number = not isinstance(value, bool | str)
+    return int(value) if is_number and math.isfinite(value) and value == int(value) else value
+
+
+def _is_positive(value: Any, whole: bool) -> bool:
+    if isinstance(value, bool | str):
+        return False
     return math.isfinite(value) and value > 0 and (not whole or value == int(value))
 
 
@@ -347,15 +375,25 @@ def _key(cell: _Cell, config: Mapping[str, Any]) -> str:
     return f"batch{cell.settings.batch_size}-seed{cell.settings.seed}-{digest}"
 
 
-def _distance_law(
-    result: Mapping[str, Any], settings: Mapping[str, Any], workload: Workload, cell: _Cell
-) -> DistanceLaw | None:
-    """Fit the walk of the weights at the first rate: from a thirtieth of it, as long as it lasts."""
+def _epochs_of_first_rate(workload: Workload, runtime: Runtime) -> float:
+    """Return for how many of the workload's epochs the rate stays as it begins; of a torch scheduler, whole ones."""
+    assert workload.epochs is not None
+    if isinstance(workload.schedule, Milestones):
+        return min([*workload.schedule.epochs, workload.epochs])
+    rates = rates_by_epoch(workload, Runtime(runtime.device))
+    return min([epoch for epoch, rate in enumerate(rates) if rate != rates[0]], default=workload.epochs + 1) - 1.0
+
+
+def _distance_law(result: Mapping[str, Any], workload: Workload, cell: _Cell, first_rate: float) -> DistanceLaw | None:
+    """Fit the walk of the weights at the first rate: after the warm-up and a thirtieth of it, as long as it lasts."""
     assert workload.num_samples is not None
-    drop = settings["milestones"][0] if settings["milestones"] else settings["epochs"]
-    last = drop * workload.num_samples / cell.settings.batch_size
-    first = max(10.0, last / 30)
-    points = [(line["updates"], line["distance"]) for line in result["distance"] if first <= line["updates"] <= last]
+    updates_per_epoch = workload.num_samples / cell.settings.batch_size
+    plan = cell.settings.plan
+    last = first_rate * plan.stretch * updates_per_epoch
+    first = max(10.0, last / 30, plan.warmup_epochs * updates_per_epoch)
+    spaced = set(log_spaced(cell.num_updates))  # evaluations add points that would weigh late updates more
+    lines = [line for line in result["distance"] if line["updates"] in spaced and first <= line["updates"] <= last]
+    points = [(line["updates"], line["distance"]) for line in lines]
     moves = len({distance for _, distance in points}) > 1
     if len(points) < MIN_POINTS or result["status"] != "done" or not moves:
         return None
@@ -364,16 +402,22 @@ def _distance_law(
 
 def _ranked_by(workload: Workload, runs: Sequence[Run]) -> RankedBy:
     names = [name.removeprefix("eval_") for run in runs for name in run.metrics if name.startswith("eval_")]
-    metric = next((name for name in names if name != "loss"), None) if workload.metric is not None else None
-    return RankedBy("loss", False) if metric is None else RankedBy(metric, True)
+    first = next((name for name in names if name != "loss"), None)
+    if workload.metric is None or first is None:
+        return RankedBy("loss", False)
+    return RankedBy(first, getattr(workload.metric(), "higher_is_better", True))
 
 
-def _try_eval_loss(workload: Workload, runtime: Runtime) -> tuple[bool, tuple[str, ...]]:
-    """Return whether the loss can be taken in eval mode, as that of torchvision's detectors cannot."""
+def _try_evaluation(workload: Workload, runtime: Runtime) -> tuple[bool, tuple[str, ...]]:
+    """Try the metric, and return whether the loss works in eval mode too, which that of a detector may not."""
     alone = Runtime(runtime.device, autocast=runtime.autocast)
     model = start_training(workload, alone, seed=0).model
     try:
-        evaluate(workload, alone, model, batch_size=1, max_samples=1, with_loss=True)
+        evaluate(workload, alone, model, batch_size=2, max_samples=2)
+    except Exception as error:
+        raise InputError(f"metric of the workload failed on its eval_set: {type(error).__name__}: {error}") from error
+    try:
+        evaluate(replace(workload, metric=None), alone, model, batch_size=2, max_samples=2, with_loss=True)
     except Exception as error:
         if workload.metric is None:
             raise InputError(f"loss of the workload failed on its eval_set: {type(error).__name__}: {error}") from error
@@ -391,6 +435,28 @@ def _untrained(runs: Sequence[Run]) -> list[str]:
     if not lost:
         return []
     return [f"The loss did not fall in {', '.join(lost)}. Their rate may be too high: try --lr-factors 0.5,1 too."]
+
+
+def _base_warnings(workload: Workload, settings: Mapping[str, Any]) -> list[str]:
+    if workload.base_batch_size in settings["batch_sizes"]:
+        return []
+    return [f"The workload's own batch size, {workload.base_batch_size}, is not among the sizes compared."]
+
+
+def _rule_warnings(
+    workload: Workload, runtime: Runtime, recipes: Sequence[Recipe], settings: Mapping[str, Any]
+) -> list[str]:
+    """Say where the rule of an Adam-like optimizer is beyond its range; for SGD that needs a critical batch size."""
+    optimizer = start_training(workload, Runtime(runtime.device), seed=0).optimizer
+    warnings = []
+    for recipe in recipes:
+        if recipe.lr_rule == "none" or FAMILIES.get(type(optimizer).__name__) == "sgd":
+            continue
+        for batch_size in settings["batch_sizes"]:
+            scale = large_regime(recipe, workload, batch_size, optimizer).lr_scale
+            if not scale.holds:
+                warnings.append(f"{recipe.name} at {batch_size}: {scale.reason}.")
+    return warnings
 
 
 def _norm_warnings(

@@ -96,10 +96,10 @@ class Row:
         lr: the rate of the first parameter group, after warm-up and before the first drop.
         num_seeds: runs.
         num_diverged: how many of them diverged; they have no figures.
-        metrics: figure by name.
-        updates: of a whole run.
-        samples: of a whole run.
-        seconds: mean over the runs.
+        metrics: figure by name, of those that are numbers for every seed.
+        updates: of a whole run, as far as one did not diverge.
+        samples: of the same.
+        seconds: mean over the same.
         is_untuned: whether the rate is the recipe's own.
         is_best: whether no other tried rate of the recipe and batch size has a better mean.
     """
@@ -200,7 +200,8 @@ def join_runs(runs: Sequence[Run], metric: RankedBy) -> tuple[Row, ...]:
 
 def _row(recipe: str, batch_size: int, lr_factor: float, runs: Sequence[Run]) -> Row:
     finished = [run for run in runs if run.status == "done"]
-    names = finished[0].metrics if finished else ()
+    whole = finished or runs
+    names = [name for name in (finished[0].metrics if finished else ()) if _is_known(name, finished)]
     return Row(
         recipe=recipe,
         batch_size=batch_size,
@@ -209,12 +210,17 @@ def _row(recipe: str, batch_size: int, lr_factor: float, runs: Sequence[Run]) ->
         num_seeds=len(runs),
         num_diverged=len(runs) - len(finished),
         metrics={name: _spread([run.metrics[name] for run in finished]) for name in names},
-        updates=statistics.mean(run.updates for run in runs),
-        samples=statistics.mean(run.samples for run in runs),
-        seconds=statistics.mean(run.seconds for run in runs),
+        updates=statistics.mean(run.updates for run in whole),
+        samples=statistics.mean(run.samples for run in whole),
+        seconds=statistics.mean(run.seconds for run in whole),
         is_untuned=lr_factor == 1,
         is_best=False,
     )
+
+
+def _is_known(name: str, runs: Sequence[Run]) -> bool:
+    """Return whether a figure is a number in every run."""
+    return all(run.metrics[name] is not None for run in runs)
 
 
 def _spread(values: Sequence[float]) -> Spread:

@@ -237,15 +237,15 @@ class SeededDataset(Dataset[Any]):
         self._seed = seed
         self._subsets: list[NDArray[np.int64]] = []
         self._dataset: Any = dataset
-        while isinstance(self._dataset, Subset):
+        while type(self._dataset) is Subset:  # a subclass may do more than choose
             self._subsets.append(np.asarray(self._dataset.indices, dtype=np.int64))
             self._dataset = self._dataset.dataset
 
     def __getitems__(self, keys: Keys) -> Any:
         """Return the batch of these samples; the data loader calls this."""
-        if self._collate is None and hasattr(self._dataset, "fetch_batch"):
+        if self._collate is None and _makes_batches(self._dataset):
             return self._dataset.fetch_batch(self._places(keys), self._seeds(keys))
-        if self._collate is None and isinstance(self._dataset, TensorDataset):
+        if self._collate is None and type(self._dataset) is TensorDataset:
             places = torch.from_numpy(self._places(keys))
             return [tensor[places] for tensor in self._dataset.tensors]
         with kept_generators():
@@ -254,7 +254,7 @@ class SeededDataset(Dataset[Any]):
 
     def samples(self, keys: Keys) -> list[Any]:
         """Return the samples by themselves."""
-        if isinstance(self._dataset, TensorDataset):
+        if type(self._dataset) is TensorDataset:
             return [self._dataset[place] for place in self._places(keys)]
         with kept_generators():
             return list(self._drawn(keys))
@@ -274,6 +274,12 @@ class SeededDataset(Dataset[Any]):
         epochs, which = np.unique(keys.epochs, return_inverse=True)
         of_epochs = np.array([derive_seed(self._seed, epoch) for epoch in epochs.tolist()], dtype=np.uint64)
         return mix_seeds(of_epochs[which], keys.indices)
+
+
+def _makes_batches(dataset: Any) -> bool:
+    """Return whether a dataset has `fetch_batch`, and no class below it has changed how a sample is made."""
+    definers = [{"fetch_batch", "__getitem__"} & vars(kind).keys() for kind in type(dataset).__mro__]
+    return "fetch_batch" in next((names for names in definers if names), ())
 
 
 def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:

@@ -65,6 +65,9 @@ def evaluate(
     inner = unwrap(model)
     with preserved(inner), torch.no_grad(), runtime.precision():
         inner.eval()
+        if runtime.world_size > 1:  # each rank has normalized its own samples; rank 0's statistics are what is saved
+            for buffer in inner.buffers():
+                dist.broadcast(buffer, src=0)
         for batch, count in _batches(workload, runtime, dataset, batch_size, max_samples, seed):
             moved = to_device(batch, runtime.device)
             if metric is not None:

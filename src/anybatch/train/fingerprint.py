@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from anybatch.apply.sample_stream import Keys
 from anybatch.train.data import SeededDataset
-from anybatch.train.loop import Training, start_training, to_device
+from anybatch.train.loop import Training, require_scalar, start_training, to_device
 from anybatch.train.randomness import seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
@@ -25,8 +27,8 @@ def fingerprint(workload: Workload, runtime: Runtime) -> str:
     """Return a short text that changes when what is trained does.
 
     It looks at behaviour, since code cannot be compared: the model's structure, the optimizer with its settings,
-    regime and schedule, the size of both sets with some of their samples, and the loss of the fresh model on those.
-    Its blind spot is a change that none of these shows, such as one in samples that were not looked at.
+    regime and schedule, the size of both sets with some of their samples, and loss, gradient and metric of the fresh
+    model on those. Its blind spot is a change that none of these shows, such as one in samples that were not looked at.
 
     Args:
         workload: what is trained.
@@ -46,12 +48,12 @@ def fingerprint(workload: Workload, runtime: Runtime) -> str:
     parts: list[Any] = [
         workload.name,
         [(name, tuple(value.shape), str(value.dtype)) for name, value in training.model.state_dict().items()],
-        str(training.model),
+        re.sub(r" at 0x[0-9a-f]+", "", str(training.model)),
         str(training.optimizer),
         _groups(training),
-        (workload.base_batch_size, workload.epochs, _rates(workload, alone)),
+        (workload.base_batch_size, workload.epochs, rates_by_epoch(workload, alone)),
         [_content(workload, dataset) for dataset in (workload.train_set, workload.eval_set)],
-        _loss(workload, alone, training.model, batch),
+        *_behaviour(workload, alone, training.model, batch),
     ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -63,8 +65,8 @@ def _groups(training: Training) -> list[list[str]]:
     return [[names.get(id(parameter), "?") for parameter in group["params"]] for group in groups]
 
 
-def _rates(workload: Workload, runtime: Runtime) -> list[list[float]]:
-    """Return the rate of every group at the end of each epoch: a schedule by what it does."""
+def rates_by_epoch(workload: Workload, runtime: Runtime) -> list[list[float]]:
+    """Return the rate of every parameter group at the start and after each epoch: a schedule by what it does."""
     if workload.num_samples is None or workload.epochs is None:
         return []
     training = start_training(workload, runtime, seed=0)
@@ -100,8 +102,19 @@ def _digest(batch: Any) -> str:
     return repr(batch) if isinstance(batch, int | float | str | bool) else type(batch).__name__
 
 
-def _loss(workload: Workload, runtime: Runtime, model: nn.Module, batch: Any) -> str:
-    """Return the loss to three digits, which another number of threads does not move."""
-    model.train()
-    with seeded(runtime.device, 0), runtime.precision():
-        return f"{workload.loss(model, to_device(batch, runtime.device)).item():.3g}"
+def _behaviour(workload: Workload, runtime: Runtime, model: nn.Module, batch: Any) -> list[str]:
+    """Return loss, norm of the gradient and metric on a batch, to three digits, which rounding rarely moves."""
+    moved = to_device(batch, runtime.device)
+    with seeded(runtime.device, 0):
+        with runtime.precision():
+            loss = require_scalar(workload.loss(model.train(), moved))
+        loss.backward()
+        figures = {"loss": loss.item(), "gradient": nn.utils.clip_grad_norm_(model.parameters(), math.inf).item()}
+        if workload.metric is not None:
+            metric = workload.metric()
+            with torch.no_grad(), runtime.precision():
+                metric.update(model.eval(), moved)
+            figures |= metric.compute()
+    if workload.batch_size_of is not None:
+        figures["size"] = workload.batch_size_of(batch)
+    return [f"{name} {float(value):.3g}" for name, value in figures.items()]

@@ -11,7 +11,7 @@ from typing import Literal
 from torch.optim import Optimizer
 
 from anybatch.decide.lr_scaling import Family, Rule
-from anybatch.decide.regime import large_batch_regime
+from anybatch.decide.regime import Regime, large_batch_regime
 from anybatch.errors import InputError
 from anybatch.train.plan import Plan
 from anybatch.workload import Milestones, Workload
@@ -36,7 +36,8 @@ class Recipe:
         lr_rule: what becomes of the rate: "none", "linear" or "sqrt"; for Adam-like optimizers with their betas.
         warmup_share: share of the training that warms up linearly, at batches above the base.
         warmup_epochs: warm-up at the base batch size, multiplied with the batch (LEGW).
-        ghost_batch_size: samples that share batch norm's statistics; "base" for the base batch size.
+        ghost_batch_size: samples that share batch norm's statistics; "base" for the batch size that rate and regime
+            are scaled from. A batch that is not above it keeps plain batch norm.
         adapts_regime: whether every epoch is stretched to keep the number of updates.
         adds_noise: whether gradients get multiplicative noise, instead of a scaled rate.
         clip_norm: largest norm of the whole gradient, after averaging.
@@ -74,6 +75,11 @@ class Recipe:
             raise InputError(f"recipe {self.name!r} must give warmup_share or warmup_epochs; it gives both.")
         if not 0 <= self.warmup_share < 1 or self.warmup_epochs < 0:
             raise InputError(f"warm-up of recipe {self.name!r} must be a share below 1, or epochs that are positive.")
+        for name in ("clip_norm", "ghost_batch_size", "reference_batch_size"):
+            value = getattr(self, name)
+            is_base = name == "ghost_batch_size" and value == "base"
+            if value is not None and not is_base and (isinstance(value, str) or not value > 0):
+                raise InputError(f"{name} of recipe {self.name!r} must be positive; got {value!r}.")
 
 
 CLIP_NORM = 5.0  # Hoffer et al. 2017, in all their runs
@@ -154,8 +160,7 @@ def plan_training(
         The plan.
 
     Raises:
-        InputError: a workload without base batch size or epochs, a ghost batch above the batch, or an optimizer that
-            no rule is known for.
+        InputError: a workload without base batch size or epochs, or an optimizer that no rule is known for.
 
     Example:
         >>> import torch
@@ -164,12 +169,46 @@ def plan_training(
         >>> plan_training(RECIPES["regime"], load_workload("digits"), 512, sgd).stretch
         16.0
     """
+    regime = large_regime(recipe, workload, batch_size, optimizer)
+    base = recipe.reference_batch_size or workload.base_batch_size
+    ghost = base if recipe.ghost_batch_size == "base" else recipe.ghost_batch_size
+    warmup_epochs = regime.warmup_epochs
+    if base is not None and batch_size > base:
+        warmup_epochs += recipe.warmup_share * regime.epochs
+    return Plan(
+        lr_scale=regime.lr_scale.factor * lr_factor,
+        betas=regime.lr_scale.betas if recipe.lr_rule != "none" else None,
+        eps_factor=regime.lr_scale.eps_factor,
+        stretch=regime.stretch,
+        warmup_epochs=warmup_epochs,
+        ghost_batch_size=ghost if ghost is not None and batch_size > ghost else None,
+        clip_norm=recipe.clip_norm,
+        noise_variance=regime.noise_variance if recipe.adds_noise else 0.0,
+        resets_momentum=recipe.resets_momentum,
+    )
+
+
+def large_regime(recipe: Recipe, workload: Workload, batch_size: int, optimizer: Optimizer) -> Regime:
+    """Return the regime of a recipe.
+
+    Args:
+        recipe: what to combine.
+        workload: with `base_batch_size` and `epochs`.
+        batch_size: samples per step.
+        optimizer: the workload's own.
+
+    Returns:
+        The regime, with the rule's `holds` and `reason` in `lr_scale`.
+
+    Raises:
+        InputError: as for `plan_training`.
+    """
     base = recipe.reference_batch_size or workload.base_batch_size
     if base is None or workload.epochs is None:
         raise InputError(f"workload {workload.name!r} must state base_batch_size and epochs for recipes to start from.")
     family, betas = _family(recipe, optimizer)
     ghost = base if recipe.ghost_batch_size == "base" else recipe.ghost_batch_size
-    regime = large_batch_regime(
+    return large_batch_regime(
         base,
         batch_size,
         base_rate(optimizer),
@@ -179,21 +218,9 @@ def plan_training(
         family=family,
         betas=betas,
         adapt=recipe.adapts_regime,
-        ghost_batch_size=min(base, batch_size) if recipe.ghost_batch_size == "base" else recipe.ghost_batch_size,
+        ghost_batch_size=None if ghost is None else min(ghost, batch_size),
         clip_norm=recipe.clip_norm,
         warmup_epochs=recipe.warmup_epochs,
-    )
-    is_larger = batch_size > base
-    return Plan(
-        lr_scale=regime.lr_scale.factor * lr_factor,
-        betas=regime.lr_scale.betas if recipe.lr_rule != "none" else None,
-        eps_factor=regime.lr_scale.eps_factor,
-        stretch=regime.stretch,
-        warmup_epochs=regime.warmup_epochs + recipe.warmup_share * is_larger * regime.epochs,
-        ghost_batch_size=ghost if ghost is not None and batch_size > ghost else None,
-        clip_norm=recipe.clip_norm,
-        noise_variance=regime.noise_variance if recipe.adds_noise else 0.0,
-        resets_momentum=recipe.resets_momentum,
     )
 
 
@@ -227,6 +254,7 @@ def _family(recipe: Recipe, optimizer: Optimizer) -> tuple[Family, tuple[float, 
 def _found(name: str | Recipe) -> tuple[Recipe, ...]:
     if isinstance(name, Recipe):
         return (name,)
+    name = name.strip()
     if name in RECIPES:
         return (RECIPES[name],)
     path, colon, variable = name.rpartition(":")
@@ -244,5 +272,7 @@ def _variables(path: str) -> dict[str, object]:
         raise InputError(f"recipe file must exist; {path} does not.")
     try:
         return runpy.run_path(path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{path} could not be loaded: {type(error).__name__}: {error}") from error

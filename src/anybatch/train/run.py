@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anybatch.errors import InputError, StoppedError
 from anybatch.stats.groups import unwrap
+from anybatch.stats.moments import widest_dtype
 from anybatch.stats.weight_distance import WeightDistance, log_spaced
 from anybatch.train.environment import describe_environment
 from anybatch.train.evaluate import evaluate
@@ -97,7 +98,7 @@ class Record:
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Record:
         """Return the record of a state."""
-        loss_sum = torch.tensor(state["loss_sum"], dtype=torch.float64, device=device)
+        loss_sum = torch.tensor(state["loss_sum"], dtype=widest_dtype(device), device=device)
         return cls(list(state["curve"]), list(state["distance"]), loss_sum, state["loss_count"], state["seconds"])
 
 
@@ -131,7 +132,7 @@ def run_training(
         on every rank.
 
     Raises:
-        InputError: the folder holds another run, or an argument does not fit the workload.
+        InputError: the folder's checkpoint cannot be read, or an argument does not fit the workload.
         StoppedError: a signal came; the state is saved.
         RunError: the folder cannot be written.
     """
@@ -149,7 +150,7 @@ class _Run:
         self.num_updates = settings.num_updates(workload)
         self.training = start_training(workload, runtime, seed=settings.seed, plan=settings.plan)
         self.weight_distance = WeightDistance(self.training.model)
-        self.record = Record(loss_sum=torch.zeros((), dtype=torch.float64, device=runtime.device))
+        self.record = Record(loss_sum=torch.zeros((), dtype=widest_dtype(runtime.device), device=runtime.device))
 
     def to_the_end(self, stop: StopRequest, checkpoint_seconds: float, num_workers: int, tell: Told) -> dict[str, Any]:
         self._resume()
@@ -194,6 +195,8 @@ class _Run:
         if state is not None:
             self.training.load_state_dict(state["training"])
             self.record = Record.from_state(state["record"], self.runtime.device)
+            if not is_writer:
+                self.record.loss_sum.zero_()  # rank 0 has what all had
         if is_writer:
             self.folder.set_metrics(self.record.lines())
 
@@ -207,8 +210,10 @@ class _Run:
         return any(wishes), int(wishes[1])
 
     def _save(self, signal_number: int) -> None:
+        record = self.record.state_dict()
+        record["loss_sum"] = self.runtime.sum([record["loss_sum"]])[0]
         if self.runtime.rank == 0:
-            self.folder.save_checkpoint({"training": self.training.state_dict(), "record": self.record.state_dict()})
+            self.folder.save_checkpoint({"training": self.training.state_dict(), "record": record})
         if signal_number:
             raise StoppedError(
                 f"stopped by {signal.Signals(signal_number).name} at update {self.training.num_steps} of "
@@ -227,7 +232,7 @@ class _Run:
         if with_evaluation and is_finite:
             lr = float(self.training.optimizer.param_groups[0]["lr"])
             figures = {"lr": lr, "loss": loss_sum / loss_count, **self._evaluate()}
-            if not all(map(math.isfinite, figures.values())):
+            if not all(math.isfinite(value) for name, value in figures.items() if name.endswith("loss")):
                 return False
             epochs = self.training.num_samples / (self.workload.num_samples or 1)
             self._add(self.record.curve, {**place, "epochs": epochs, **figures})
@@ -236,16 +241,19 @@ class _Run:
         return is_finite
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluate on the evaluation set and on as many training samples."""
+        """Evaluate on the evaluation set and on as many training samples, the same ones each time."""
         settings = self.settings
         figures = {}
-        for name, dataset in (("eval", self.workload.eval_set), ("train", self.workload.train_set)):
+        eval_set = self.workload.eval_set
+        most = settings.max_eval_samples
+        as_many = min(most, len(eval_set)) if hasattr(eval_set, "__len__") else most  # pyright: ignore[reportArgumentType]
+        for name, dataset, max_samples in (("eval", eval_set, most), ("train", self.workload.train_set, as_many)):
             found = evaluate(
                 self.workload,
                 self.runtime,
                 self.training.model,
                 batch_size=settings.micro_batch_size or min(settings.batch_size, LARGEST_EVAL_BATCH),
-                max_samples=settings.max_eval_samples,
+                max_samples=max_samples,
                 dataset=dataset,
                 with_loss=settings.takes_eval_loss,
             )

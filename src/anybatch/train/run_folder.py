@@ -113,7 +113,8 @@ class RunFolder:
         """Write the final weights and the result, and drop the checkpoint."""
         self._write("weights.pt", lambda file: torch.save(dict(weights), file))
         self._write("result.json", lambda file: file.write(_json(result)))
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        for rest in (self.path / "checkpoint.pt", *self.path.glob("*.part")):
+            rest.unlink(missing_ok=True)
         if self._board is not None:
             self._board.close()
 
@@ -184,4 +185,4 @@ def _board_writer() -> Callable[[str], Any]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()
+    return json.dumps(value).encode()
