@@ -286,7 +286,7 @@ EXPECTED = (
              (AT_4096, "noise", 4096), (AT_4096, "LB", 4096)),
     Expected("postponed", "dropping the rate ten epochs later does not hurt", "abstract", "it helps",
              ("postponed", "SB", 128), SMALL),
-    Expected("published-gap", "LB < SB as published: batch norm of 2017, optimizer made anew each epoch", F1, "97.05 < 98.27",
+    Expected("published-gap", "LB < SB as published: batch norm of 2017, optimizer anew", F1, "97.05 < 98.27",
              ("published at 128", "SB (published)", 128), (PUBLISHED, "LB (published)", 4096)),
     Expected("published-lr", "+LR > LB in the same way", F1, "97.55 > 97.05",
              (PUBLISHED, "+LR (published)", 4096), (PUBLISHED, "LB (published)", 4096)),
@@ -383,7 +383,7 @@ def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
         claims.append(
             Claim(
                 f"slopes-{size}",
-                f"F1, Fashion-MNIST: the slope falls with the batch ({size} against 128), and +LR with +GBN brings it back",
+                f"F1, Fashion-MNIST: the slope falls with the batch ({size} against 128), and +LR with +GBN restores it",
                 "Figure 2, ResNet44 on CIFAR-10",
                 "2.05 at 128, 1.36 at 1024 before; 2.1 and 2.0 after",
                 f"slope per ln t of SB {small:.2f}, LB {large:.2f}, +GBN {ghost:.2f}, all over updates {window}",
