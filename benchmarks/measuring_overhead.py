@@ -85,6 +85,7 @@ def _rank(rank: int, port: int, num_steps: int, num_pairs: int, results: Any) ->
     row = measure(ddp, model, Ranks(ddp), 1, num_steps, num_pairs)
     if rank == 0:
         results.put(row)
+    dist.barrier()  # a rank that leaves while another one still talks can abort
     dist.destroy_process_group()
 
 

@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a few repetitions, to see that it runs")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
-    num_pairs = 10 if arguments.smoke else 600
+    num_pairs = 10 if arguments.smoke else 300
     results = {
         f"{name} beside {model}": row
         for model, rows in (

@@ -383,7 +383,7 @@ def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
         claims.append(
             Claim(
                 f"slopes-{size}",
-                f"F1, Fashion-MNIST: the slope falls with the batch ({size} against 128), and +LR with +GBN restores it",
+                f"F1, Fashion-MNIST: the slope falls with the batch ({size} for 128), and +LR with +GBN restores it",
                 "Figure 2, ResNet44 on CIFAR-10",
                 "2.05 at 128, 1.36 at 1024 before; 2.1 and 2.0 after",
                 f"slope per ln t of SB {small:.2f}, LB {large:.2f}, +GBN {ghost:.2f}, all over updates {window}",

@@ -64,6 +64,7 @@ def process_group() -> Iterator[None]:
         return
     dist.init_process_group(timeout=COLLECTIVE_TIMEOUT)
     yield
+    dist.barrier()  # a rank that leaves while another one still talks can abort
     dist.destroy_process_group()
 
 

@@ -52,11 +52,15 @@ class WeightDistance:
     @torch.no_grad()
     def measure(self) -> Distance:
         """Return the distances now, in the widest type of the device."""
-        norms = {
-            name: torch.linalg.vector_norm(parameter.to(widest_dtype(parameter.device)) - self.initial[name])
-            for name, parameter in self._parameters.items()
-        }
+        norms = {name: _norm(parameter, self.initial[name]) for name, parameter in self._parameters.items()}
         return Distance(torch.linalg.vector_norm(torch.stack(list(norms.values()))), norms)
+
+
+def _norm(weights: Tensor, initial: Tensor) -> Tensor:
+    """Return ||w - w0||, the difference taken in float32 or wider and its squares added in the widest type there is."""
+    if weights.dtype.itemsize < torch.float32.itemsize:
+        weights = weights.float()
+    return torch.linalg.vector_norm(weights - initial, dtype=widest_dtype(weights.device))
 
 
 def log_spaced(last: int, per_decade: int = 20) -> list[int]:
