@@ -400,6 +400,10 @@ def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
     return claims
 
 
+def _distance_at(run: Run, update: int) -> float:
+    return next(line["distance"] for line in run.distance if line["updates"] == update)
+
+
 def _law(run: Run, window: tuple[int, int]) -> DistanceLaw:
     lines = [line for line in run.distance if line["updates"] in set(log_spaced(run.updates))]
     updates, distances = zip(*[(line["updates"], line["distance"]) for line in lines], strict=True)
@@ -445,6 +449,9 @@ def summarize(comparisons: dict[str, Comparison]) -> dict[str, Any]:
             "diverged": cell.num_diverged,
             "updates": cell.runs[0].updates,
             "samples": cell.runs[0].samples,
+            "first_updates": cell.runs[0].curve[0]["updates"],
+            "first_loss": statistics.mean(run.curve[0]["loss"] for run in cell.runs),
+            "first_distance": statistics.mean(_distance_at(run, run.curve[0]["updates"]) for run in cell.runs),
             "minutes": statistics.mean(run.seconds for run in cell.runs) / 60,
             "metrics": {name: {"mean": cell.mean(name), "sd": cell.sd(name), "values": cell.values(name)}
                         for name in cell.runs[0].metrics},

@@ -42,7 +42,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def close(left: torch.Tensor, right: object, **tolerance: float) -> None:
+def check_close(left: torch.Tensor, right: object, **tolerance: float) -> None:
     wanted = torch.as_tensor(right, dtype=left.dtype).view(left.shape)
     torch.testing.assert_close(left, wanted, **(tolerance or FLOAT32))
 
@@ -64,8 +64,8 @@ def pair_for(x: torch.Tensor, **options) -> tuple[nn.Module, nn.Module]:
 
 
 def test_four_numbers_in_two_ghost_batches():
-    close(GhostBatchNorm1d(1, ghost_batch_size=2)(BY_HAND), [-0.999995, 0.999995, -0.99999875, 0.99999875])
-    close(GhostBatchNorm1d(1, ghost_batch_size=4)(BY_HAND), [-1.069043, 0, -0.534522, 1.603565])
+    check_close(GhostBatchNorm1d(1, ghost_batch_size=2)(BY_HAND), [-0.999995, 0.999995, -0.99999875, 0.99999875])
+    check_close(GhostBatchNorm1d(1, ghost_batch_size=4)(BY_HAND), [-1.069043, 0, -0.534522, 1.603565])
 
 
 @pytest.mark.parametrize(
@@ -75,24 +75,24 @@ def test_four_numbers_in_two_ghost_batches():
 def test_running_statistics_of_four_numbers(ghost_batch_size, running_update, mean, var):
     layer = GhostBatchNorm1d(1, ghost_batch_size=ghost_batch_size, running_update=running_update)
     layer(BY_HAND)
-    close(layer.running_mean, mean)
-    close(layer.running_var, var)
+    check_close(layer.running_mean, mean)
+    check_close(layer.running_var, var)
 
 
 def test_an_average_that_forgets_as_the_sequential_update_does_weighs_the_ghost_batches_alike():
     momentum = 1 - (1 - 0.1) ** 2
     layer = GhostBatchNorm1d(1, ghost_batch_size=2, running_update="average", momentum=momentum)
     layer(BY_HAND)
-    close(layer.running_mean, 0.57)
-    close(layer.running_var, 0.81 * 1 + 0.19 * (2 + 8) / 2)
+    check_close(layer.running_mean, 0.57)
+    check_close(layer.running_var, 0.81 * 1 + 0.19 * (2 + 8) / 2)
     layer(BY_HAND[[2, 3, 0, 1]])
-    close(layer.running_mean, 0.81 * 0.57 + 0.57)
+    check_close(layer.running_mean, 0.81 * 0.57 + 0.57)
 
 
 def test_evaluation_after_the_sequential_update():
     layer = GhostBatchNorm1d(1, ghost_batch_size=2)
     layer(BY_HAND)
-    close(layer.eval()(torch.tensor([[0.0], [5.0]])), [-0.433511, 3.303654])
+    check_close(layer.eval()(torch.tensor([[0.0], [5.0]])), [-0.433511, 3.303654])
 
 
 @given(st.integers(1, 40), st.floats(0.0, 1.0))
@@ -102,9 +102,9 @@ def test_the_closed_form_is_as_many_updates_and_its_weights_sum_to_one(num_parts
     stepwise = running
     for part in parts:
         stepwise = (1 - momentum) * stepwise + momentum * part
-    close(advance_running_statistic(running, parts, momentum), stepwise, rtol=1e-12, atol=1e-12)
+    check_close(advance_running_statistic(running, parts, momentum), stepwise, rtol=1e-12, atol=1e-12)
     ones = advance_running_statistic(running.new_ones(3), torch.ones_like(parts), momentum)
-    close(ones, running.new_ones(3), rtol=1e-12, atol=1e-12)
+    check_close(ones, running.new_ones(3), rtol=1e-12, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------- the slow twin
@@ -138,12 +138,12 @@ def test_a_training_pass_equals_the_slow_twin(setting, running_update, momentum,
     twin = train_once(x, ghost.weight, ghost.bias, grad, ghost_batch_size, momentum=momentum, mode=running_update)
     # a part of two nearly equal numbers has a tiny variance: its gradient cancels large terms, and float32 shows it
     tolerance = {"rtol": 1e-8, "atol": 1e-8} if is_double else {"rtol": 2e-3, "atol": 2e-3}
-    close(output, twin.output, **tolerance)
-    close(x.grad, twin.grad_input, **tolerance)
-    close(ghost.weight.grad, twin.grad_weight, **tolerance)
-    close(ghost.bias.grad, twin.grad_bias, **tolerance)
-    close(ghost.running_mean, twin.running_mean, **tolerance)
-    close(ghost.running_var, twin.running_var, **tolerance)
+    check_close(output, twin.output, **tolerance)
+    check_close(x.grad, twin.grad_input, **tolerance)
+    check_close(ghost.weight.grad, twin.grad_weight, **tolerance)
+    check_close(ghost.bias.grad, twin.grad_bias, **tolerance)
+    check_close(ghost.running_mean, twin.running_mean, **tolerance)
+    check_close(ghost.running_var, twin.running_var, **tolerance)
     assert ghost.num_batches_tracked == len(ghost_sizes(shape[0], ghost_batch_size))
 
 
@@ -165,7 +165,7 @@ def test_float64_equals_the_slow_twin_to_its_last_digits(num_samples, rest):
         (ghost.running_var, twin.running_var),
     )
     for left, right in pairs:
-        close(left, right, rtol=1e-12, atol=1e-12)
+        check_close(left, right, rtol=1e-12, atol=1e-12)
 
 
 def test_without_momentum_running_statistics_average_all_ghost_batches_over_passes():
@@ -178,8 +178,8 @@ def test_without_momentum_running_statistics_average_all_ghost_batches_over_pass
             means.append(part.mean(0))
             variances.append(part.var(0))
     assert layer.num_batches_tracked == 6
-    close(layer.running_mean, torch.stack(means).mean(0))
-    close(layer.running_var, torch.stack(variances).mean(0))
+    check_close(layer.running_mean, torch.stack(means).mean(0))
+    check_close(layer.running_var, torch.stack(variances).mean(0))
 
 
 @pytest.mark.parametrize("shape", [(10, 2), (10, 2, 3), (8, 2, 2, 2), (9, 1, 4, 4)])
@@ -230,18 +230,18 @@ def test_a_ghost_layer_equals_chunked_accumulation():
         part = nn.functional.cross_entropy(chunked(inputs), labels) / 4
         part.backward()
         total += part.detach()
-    close(loss.detach(), total)
+    check_close(loss.detach(), total)
     for left, right in zip(whole.parameters(), chunked.parameters(), strict=True):
-        close(left.grad, right.grad)
+        check_close(left.grad, right.grad)
     for left, right in zip(whole.buffers(), chunked.buffers(), strict=True):
-        close(left, right)
+        check_close(left, right)
 
 
 def test_the_order_inside_a_ghost_batch_does_not_matter_and_who_is_in_it_does():
     x = draw(8, 3)
     inside, across = [1, 3, 0, 2, 4, 5, 6, 7], [4, 1, 2, 3, 0, 5, 6, 7]
     output = ghost_batch_norm(x, ghost_batch_size=4).output
-    close(ghost_batch_norm(x[inside], ghost_batch_size=4).output, output[inside])
+    check_close(ghost_batch_norm(x[inside], ghost_batch_size=4).output, output[inside])
     assert (ghost_batch_norm(x[across], ghost_batch_size=4).output - output[across]).abs().max() > 0.1
 
 
@@ -263,9 +263,9 @@ def test_a_batch_below_twice_the_ghost_size_and_evaluation_are_batch_norm_to_the
 def test_one_ghost_batch_of_the_function_is_batch_norm():
     x = draw(12, 3, 4)
     normalized = ghost_batch_norm(x, ghost_batch_size=32, eps=0.1)
-    close(normalized.output, nn.functional.batch_norm(x, None, None, training=True, eps=0.1))
-    close(normalized.mean, x.mean((0, 2)).view(1, 3))
-    close(normalized.var, x.var((0, 2)).view(1, 3))
+    check_close(normalized.output, nn.functional.batch_norm(x, None, None, training=True, eps=0.1))
+    check_close(normalized.mean, x.mean((0, 2)).view(1, 3))
+    check_close(normalized.var, x.var((0, 2)).view(1, 3))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -285,8 +285,8 @@ def test_a_copy_goes_its_own_way():
     layer = GhostBatchNorm1d(1, ghost_batch_size=2, running_update="average")
     twin = copy.deepcopy(layer)
     twin(BY_HAND)
-    close(layer.running_mean, 0.0)
-    close(twin.running_mean, 0.30)
+    check_close(layer.running_mean, 0.0)
+    check_close(twin.running_mean, 0.30)
 
 
 def test_the_layer_prints_its_ghost_batch_size():
@@ -307,12 +307,14 @@ def test_channels_last_stays_channels_last(num_samples, shape, layout):
     ghost, _ = pair_for(x, ghost_batch_size=4)
     output = ghost(x.to(memory_format=layout))
     assert output.is_contiguous(memory_format=layout)
-    close(output.contiguous(), copy.deepcopy(ghost)(x))
+    check_close(output.contiguous(), copy.deepcopy(ghost)(x))
 
 
 def test_an_input_that_is_not_contiguous_is_taken():
     x = draw(3, 12, 5).transpose(0, 1)
-    close(ghost_batch_norm(x, ghost_batch_size=4).output, ghost_batch_norm(x.contiguous(), ghost_batch_size=4).output)
+    check_close(
+        ghost_batch_norm(x, ghost_batch_size=4).output, ghost_batch_norm(x.contiguous(), ghost_batch_size=4).output
+    )
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -326,9 +328,9 @@ def test_bfloat16_autocast_has_float32_statistics(shape, affine, dtype):
         output = layer(x.requires_grad_())
         output.float().square().sum().backward()
     assert output.dtype == x.grad.dtype == dtype
-    close(output.float(), wide(x.detach().float()), rtol=1e-2, atol=1e-2)  # the output is rounded to 8 bits
-    close(layer.running_mean, wide.running_mean)
-    close(layer.running_var, wide.running_var)
+    check_close(output.float(), wide(x.detach().float()), rtol=1e-2, atol=1e-2)  # the output is rounded to 8 bits
+    check_close(layer.running_mean, wide.running_mean)
+    check_close(layer.running_var, wide.running_var)
 
 
 def test_a_bfloat16_layer_works():
@@ -351,8 +353,8 @@ def test_a_frozen_layer_needs_no_gradient_and_a_plain_one_no_parameters(shape):
         (gradient,) = torch.autograd.grad(frozen(x).pow(3).sum(), x, create_graph=True)
         gradients.append((gradient, *torch.autograd.grad(gradient.square().sum(), x)))
     for first, second in gradients[1:]:
-        close(first, gradients[0][0])
-        close(second, gradients[0][1])
+        check_close(first, gradients[0][0])
+        check_close(second, gradients[0][1])
 
 
 @pytest.mark.parametrize("shape", [(16, 3), (18, 3), (18, 3, 6, 6)])
@@ -364,9 +366,9 @@ def test_a_mean_far_from_zero_costs_no_accuracy(shape):
     output.backward(grad)
     twin = train_once(x, ghost.weight, ghost.bias, grad, 8)
     # float32 holds such inputs to 2e-5 of their spread
-    close(output, twin.output, rtol=1e-3, atol=1e-3)
-    close(x.grad, twin.grad_input, rtol=1e-3, atol=1e-3)
-    close(ghost.running_var, twin.running_var, rtol=1e-4, atol=1e-4)
+    check_close(output, twin.output, rtol=1e-3, atol=1e-3)
+    check_close(x.grad, twin.grad_input, rtol=1e-3, atol=1e-3)
+    check_close(ghost.running_var, twin.running_var, rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_on_the_data_itself_has_gradients_for_its_parameters_alone():
@@ -374,8 +376,8 @@ def test_a_layer_on_the_data_itself_has_gradients_for_its_parameters_alone():
     ghost, _ = pair_for(x, ghost_batch_size=4)
     ghost(x).backward(grad)
     twin = train_once(x, ghost.weight, ghost.bias, grad, 4)
-    close(ghost.weight.grad, twin.grad_weight)
-    close(ghost.bias.grad, twin.grad_bias)
+    check_close(ghost.weight.grad, twin.grad_weight)
+    check_close(ghost.bias.grad, twin.grad_bias)
 
 
 @pytest.mark.parametrize(("shape", "momentum"), [((12, 3), None), ((14, 3, 4, 4), 0.1)])
@@ -387,8 +389,8 @@ def test_the_layer_is_traced_without_a_graph_break(shape, momentum):
     left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
     compiled(left).square().sum().backward()
     plain(right).square().sum().backward()
-    close(left.grad, right.grad)
-    close(layer.running_var, plain.running_var)
+    check_close(left.grad, right.grad)
+    check_close(layer.running_var, plain.running_var)
     assert layer.num_batches_tracked == plain.num_batches_tracked
 
 
@@ -399,7 +401,7 @@ def test_functional_gradients_are_those_of_autograd():
         return ghost_batch_norm(x, ghost_batch_size=4).output.pow(3).sum()
 
     (wanted,) = torch.autograd.grad(loss(x), x)
-    close(torch.func.grad(loss)(x.detach()), wanted)
+    check_close(torch.func.grad(loss)(x.detach()), wanted)
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -417,7 +419,7 @@ def test_a_ghost_batch_of_one_value_is_refused_in_training(shape, ghost_batch_si
 
 
 def test_one_sample_with_several_positions_is_a_ghost_batch():
-    close(GhostBatchNorm2d(1, ghost_batch_size=1)(BY_HAND.view(2, 1, 2, 1)), [-1.0, 1.0, -1.0, 1.0])
+    check_close(GhostBatchNorm2d(1, ghost_batch_size=1)(BY_HAND.view(2, 1, 2, 1)), [-1.0, 1.0, -1.0, 1.0])
 
 
 @pytest.mark.parametrize("bad", [0, -3, 2.5, True, None])

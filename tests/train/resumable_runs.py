@@ -111,9 +111,17 @@ def accumulated(runtime: Runtime, folder: Path) -> Any:
 
 
 def ghosts_of_a_share(runtime: Runtime, folder: Path) -> Any:
-    workload = rank_workload(lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)))
     settings = settings_of(plan=Plan(ghost_batch_size=8), takes_eval_loss=False)
-    return run_training(workload, runtime, settings, RunFolder(folder))
+    return run_training(normalized_workload(), runtime, settings, RunFolder(folder))
+
+
+def normalized_workload() -> Workload:
+    return rank_workload(lambda: nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)))
+
+
+def normalized_by_rank(runtime: Runtime, folder: Path) -> Any:
+    found = run_training(normalized_workload(), runtime, settings_of(plan=Plan()), RunFolder(folder))
+    return {"folder": str(folder), **found}
 
 
 def resumed(runtime: Runtime, folder: Path) -> Any:
@@ -139,7 +147,9 @@ def in_double(samples: Any) -> Any:
     return torch.stack(inputs).double(), torch.stack(labels)
 
 
-CASES = {case.__name__: case for case in (without_batch_norm, accumulated, ghosts_of_a_share, resumed)}
+CASES = {
+    case.__name__: case for case in (without_batch_norm, accumulated, ghosts_of_a_share, normalized_by_rank, resumed)
+}
 
 
 def wait_until(condition: Any, seconds: float = JOIN_TIMEOUT) -> bool:

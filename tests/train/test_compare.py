@@ -614,8 +614,8 @@ def test_an_error_of_the_users_loss_is_told_with_its_run(tmp_path):
                 raise ZeroDivisionError("my own mistake")
             return super().forward(inputs)
 
-    with pytest.raises(RunError, match=r"plain at 16, seed 0: ZeroDivisionError: my own mistake\.") as raised:
-        compared(tmp_path, [32, 16], workload=workload_of(model=lambda: Broken(6, 3)))
+    with pytest.raises(RunError, match=r"plain at 16, seed 0 failed: ZeroDivisionError: my own mistake\.") as raised:
+        compared(tmp_path, [16, 32], workload=workload_of(model=lambda: Broken(6, 3)))
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
     assert [run.batch_size for run in raised.value.partial.runs] == [32]
 

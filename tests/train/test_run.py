@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from train.small_workloads import CPU, Stream, cross_entropy, labelled_vectors, 
 
 from anybatch import InputError
 from anybatch.errors import StoppedError
+from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training
 from anybatch.train.plan import Plan
 from anybatch.train.run import RunSettings, evenly_spaced, run_training
@@ -162,6 +164,15 @@ def test_two_ranks_train_as_one_process_at_the_same_batch(case, on_two_ranks, tm
 def test_every_rank_returns_the_same_result(on_two_ranks):
     first, second = on_two_ranks
     assert first == second
+
+
+def test_ranks_evaluate_the_model_that_is_saved(on_two_ranks):
+    found = on_two_ranks[0]["normalized_by_rank"]
+    workload = resumable_runs.normalized_workload()
+    model = start_training(workload, CPU, seed=0).model
+    model.load_state_dict(torch.load(Path(found["folder"]) / "weights.pt", weights_only=True))
+    alone = evaluate(workload, CPU, model, batch_size=16, max_samples=10_000, with_loss=True)
+    assert found["metrics"]["eval_loss"] == pytest.approx(alone["loss"], rel=1e-9)
 
 
 def test_a_signal_on_one_rank_stops_all_and_the_run_goes_on_equal(on_two_ranks):

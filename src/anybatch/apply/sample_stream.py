@@ -127,7 +127,10 @@ class StreamShares:
         if batch_size < world_size:
             raise InputError(f"batch_size must be at least the {world_size} ranks; got {batch_size}.")
         if batch_size > num_samples:
-            raise InputError(f"batch_size must be at most the training set's {num_samples} samples; got {batch_size}.")
+            raise InputError(
+                f"batch_size must be at most the training set's {num_samples} samples; got {batch_size}. Choose a "
+                "smaller one."
+            )
         whole, rest = divmod(batch_size, world_size)
         self.batch_size = batch_size
         self.size = whole + (rank < rest)

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
 from anybatch.errors import InputError
+from anybatch.train.plain import Exportable
 from anybatch.train.progress import Progress as Told
 from anybatch.train.progress import silent
 
+SECONDS_BETWEEN_LINES = 30.0
 Number = TypeVar("Number", int, float)
-
-
-class Result(Protocol):
-    """What a command found."""
-
-    def to_json(self, path: Path) -> str:
-        """Write it as JSON."""
-        ...
-
-    def to_html(self, path: Path) -> None:
-        """Write it as a page."""
 
 
 class Outputs(NamedTuple):
@@ -36,7 +28,7 @@ class Outputs(NamedTuple):
     json: Path | None
     report: Path | None
 
-    def write(self, result: Result, console: Console) -> None:
+    def write(self, result: Exportable, console: Console) -> None:
         """Write them, and say where they are."""
         if self.json is not None:
             result.to_json(self.json)
@@ -78,11 +70,30 @@ def numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numbe
 
 @contextmanager
 def told_by_bars() -> Iterator[Told]:
-    """Show one bar per stage on stderr, where someone looks at it."""
+    """Show one bar per stage on stderr, and a line now and then where that is no terminal."""
     console = Console(stderr=True)
     if not is_first_rank():
         yield silent
-        return
+    elif console.is_terminal:
+        yield from _bars(console)
+    else:
+        yield _Lines(console)
+
+
+class _Lines:
+    """Progress as a log has it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = time.monotonic()
+
+    def __call__(self, stage: str, fraction: float, text: str = "") -> None:
+        if time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self._console.print(f"{stage.replace('_', ' ')} {fraction:.0%}, {text}", soft_wrap=True, highlight=False)
+
+
+def _bars(console: Console) -> Iterator[Told]:
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(24),
@@ -90,7 +101,7 @@ def told_by_bars() -> Iterator[Told]:
         TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("left, {task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=120) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=120) as progress:
         tasks = {}
 
         def told(stage: str, fraction: float, text: str = "") -> None:

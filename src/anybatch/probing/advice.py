@@ -112,7 +112,7 @@ def advise(
 
 def _lr_scale(workload: Workload, optimizer: Optimizer, size: int, law: SampleLaw) -> LrScale | None:
     family = FAMILIES.get(type(optimizer).__name__)
-    if workload.base_batch_size is None or family is None:
+    if workload.base_batch_size is None or family not in ("sgd", "adam"):
         return None
     return scale_learning_rate(
         workload.base_batch_size,
@@ -193,7 +193,7 @@ def _further_warnings(
                 f"weigh {size / rest:.3g} times as much. Drop it (drop_last=True), as the settings do.",
             )
         )
-    if FAMILIES.get(type(optimizer).__name__) == "adam":
+    if FAMILIES.get(type(optimizer).__name__, "sgd") != "sgd":
         found.append(
             ProbeWarning(
                 "noise in SGD's geometry",

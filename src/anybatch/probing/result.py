@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from anybatch.decide.noise_scale import NoiseScale
@@ -17,11 +15,11 @@ from anybatch.probing.memory import MemoryLimit
 from anybatch.probing.noise import NoiseCurve
 from anybatch.probing.recommend import CurvePoint, DevicePoint, DiminishingReturns, Recommendation
 from anybatch.probing.throughput import KNEE_SHARE, ThroughputCurve
-from anybatch.train.plain import plain, write_text
+from anybatch.train.plain import Exportable, plain
 
 
 @dataclass(frozen=True)
-class ProbeResult:
+class ProbeResult(Exportable):
     """Everything a probe measured and what it recommends; what it did not get to is None or empty.
 
     Attributes:
@@ -79,35 +77,11 @@ class ProbeResult:
         }
         return plain(record)
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the result as one JSON object, and write it where a path is given.
-
-        Args:
-            path: file to write.
-
-        Returns:
-            The JSON text.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            write_text(path, text + "\n")
-        return text
-
-    def to_html(self, path: str | Path) -> None:
-        """Write the result as one self-contained page that needs no network.
-
-        Args:
-            path: file to write.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+    def to_page(self) -> str:
+        """Return one self-contained HTML page that needs no network."""
         from anybatch.report.page import render_probe  # plotly takes a second to import
 
-        write_text(path, render_probe(self.to_dict()))
+        return render_probe(self.to_dict())
 
 
 def _knee(curve: ThroughputCurve) -> dict[str, Any]:

@@ -110,13 +110,13 @@ def compare(
     settings = {
         "batch_sizes": [_as_int(batch_size) for batch_size in batch_sizes],
         "recipes": [recipe.name for recipe in chosen],
-        "seeds": seeds,
+        "seeds": _as_int(seeds),
         "lr_factors": list(lr_factors),
         "base_batch_size": workload.base_batch_size,
         "epochs": workload.epochs if epochs is None else epochs,
-        "micro_batch_size": micro_batch_size,
-        "num_evaluations": num_evaluations,
-        "max_eval_samples": max_eval_samples,
+        "micro_batch_size": _as_int(micro_batch_size),
+        "num_evaluations": _as_int(num_evaluations),
+        "max_eval_samples": _as_int(max_eval_samples),
         "autocast": autocast,
         "device": str(runtime.device),
         "runs": str(runs),
@@ -131,16 +131,14 @@ def compare(
         *_rule_warnings(workload, runtime, chosen, settings),
     )
     first_rate = _epochs_of_first_rate(workload, runtime)
-    options = {
-        "micro_batch_size": micro_batch_size,
-        "num_evaluations": num_evaluations,
-        "max_eval_samples": max_eval_samples,
-        "takes_eval_loss": takes_eval_loss,
-    }
+    options = {name: settings[name] for name in ("micro_batch_size", "num_evaluations", "max_eval_samples")}
+    options["takes_eval_loss"] = takes_eval_loss
     stretch = settings["epochs"] / workload.epochs
     print_ = runtime.broadcast(fingerprint(workload, runtime))
     jobs = []
-    for cell in _cells(workload, runtime, chosen, settings["batch_sizes"], seeds, lr_factors, stretch, options):
+    for cell in _cells(
+        workload, runtime, chosen, settings["batch_sizes"], settings["seeds"], lr_factors, stretch, options
+    ):
         config = cell.config(print_, runtime)
         jobs.append(_Job(cell, config, RunFolder(Path(runs) / _key(cell, config), board=tensorboard)))
     work = _Work(workload, runtime, jobs, checkpoint_seconds, num_workers, progress)
@@ -241,6 +239,7 @@ class _Work:
         self.num_workers = num_workers
         self.progress = progress
         self.results: dict[Path, dict[str, Any]] = {}
+        self.failures: dict[Path, RunError] = {}
 
     def finished(self) -> list[_Job]:
         return [job for job in self.jobs if job.folder.path in self.results]
@@ -251,13 +250,17 @@ class _Work:
         self.results = {path: result for path, result in self.runtime.broadcast(found).items() if result is not None}
 
     def do(self) -> None:
-        """Go round the jobs until each has a result; what another process holds is asked for again later."""
+        """Go round the jobs until each has ended; what another process holds is asked for again later."""
         with StopRequest() as stop:
-            while pending := [job for job in self.jobs if job.folder.path not in self.results]:
+            while pending := [job for job in self.jobs if job.folder.path not in {**self.results, **self.failures}]:
                 if not sum(self._try(job, stop) for job in pending):
                     self._tell("waiting for the runs of another process")
                     time.sleep(SECONDS_BETWEEN_TRIES)
                     self._leave(stop)
+        if self.failures:
+            first = next(iter(self.failures.values()))
+            others = len(self.failures) - 1
+            raise RunError(f"{first}" + (f" So did {others} other run(s)." if others else "")) from first.__cause__
 
     def _try(self, job: _Job, stop: StopRequest) -> bool:
         with ExitStack() as held:
@@ -268,7 +271,8 @@ class _Work:
                 self._leave(stop)
                 self._tell(str(job))
                 result = self._train(job, stop)
-            self.results[job.folder.path] = result
+            if result is not None:
+                self.results[job.folder.path] = result
             return True
 
     def _reserve(self, job: _Job, held: ExitStack) -> tuple[bool, dict[str, Any] | None]:
@@ -277,7 +281,8 @@ class _Work:
             return True, result
         return held.enter_context(job.folder.lock()), job.folder.result()
 
-    def _train(self, job: _Job, stop: StopRequest) -> dict[str, Any]:
+    def _train(self, job: _Job, stop: StopRequest) -> dict[str, Any] | None:
+        """Return the result; None of a run that failed while others can go on, which several ranks cannot."""
         if self.runtime.rank == 0:
             job.folder.claim(job.config)
         try:
@@ -296,7 +301,12 @@ class _Work:
         except Exception as error:
             what = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
             hint = " Try --micro-batch-size." if isinstance(error, torch.OutOfMemoryError) else ""
-            raise RunError(f"{job}: {what}.{hint}") from error
+            failure = RunError(f"{job} failed: {what}.{hint}")
+            failure.__cause__ = error
+            if self.runtime.world_size > 1:
+                raise failure from error
+            self.failures[job.folder.path] = failure
+            return None
 
     def _leave(self, stop: StopRequest) -> None:
         number = int(self.runtime.max([float(stop.signal or 0)])[0])
@@ -332,15 +342,18 @@ def _check(workload: Workload, runtime: Runtime, settings: Mapping[str, Any], re
     for recipe in recipes:
         ghost, largest = recipe.ghost_batch_size, max(settings["batch_sizes"])
         if isinstance(ghost, int) and ghost > largest:
-            raise InputError(f"ghost_batch_size must be at most the batch; got {ghost} for a batch of {largest}.")
+            raise InputError(
+                f"ghost_batch_size must be at most the batch; got {ghost} for a batch of {largest} in recipe "
+                f"{recipe.name!r}. Choose a smaller one, or compare a larger batch."
+            )
 
 
 COUNTS = {"seeds": True, "epochs": False, "micro_batch_size": True, "num_evaluations": True, "max_eval_samples": True}
 
 
-def _as_int(value: float) -> float:
+def _as_int(value: Any) -> Any:
     """Return a plain int of whatever stands for one; anything else as it is, to be refused."""
-    is_number = not isinstance(value, bool | str)
+    is_number = not isinstance(value, bool | str | None)
     return int(value) if is_number and math.isfinite(value) and value == int(value) else value
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from anybatch.decide.distance_law import DistanceLaw
-from anybatch.train.plain import plain, write_text
+from anybatch.train.plain import Exportable, plain
 from anybatch.train.recipes import Recipe
 
 
@@ -119,7 +117,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Exportable):
     """Recipes over batch sizes.
 
     Attributes:
@@ -150,35 +148,11 @@ class Comparison:
             {"version": version("anybatch"), **{name: getattr(self, name) for name in self.__dataclass_fields__}}
         )
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Return the comparison as one JSON object, and write it where a path is given.
-
-        Args:
-            path: file to write.
-
-        Returns:
-            The JSON text.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-        if path is not None:
-            write_text(path, text + "\n")
-        return text
-
-    def to_html(self, path: str | Path) -> None:
-        """Write the comparison as one self-contained page that needs no network.
-
-        Args:
-            path: file to write.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
+    def to_page(self) -> str:
+        """Return one self-contained HTML page that needs no network."""
         from anybatch.report.page import render_comparison  # plotly takes a second to import
 
-        write_text(path, render_comparison(self.to_dict()))
+        return render_comparison(self.to_dict())
 
 
 def join_runs(runs: Sequence[Run], metric: RankedBy) -> tuple[Row, ...]:

@@ -1,9 +1,11 @@
-"""How does a result become JSON?"""
+"""How does a result become JSON, and a page?"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,3 +41,43 @@ def write_text(path: str | Path, text: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+class Exportable(ABC):
+    """A result of plain values that can be written as JSON and as a page."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: dicts, lists, strings and numbers."""
+
+    @abstractmethod
+    def to_page(self) -> str:
+        """Return one self-contained HTML page that needs no network."""
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the result as one JSON object, and write it where a path is given.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The JSON text.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        if path is not None:
+            write_text(path, text + "\n")
+        return text
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the result as one self-contained page that needs no network.
+
+        Args:
+            path: file to write.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        write_text(path, self.to_page())
