@@ -139,4 +139,9 @@ WORKLOADS: dict[str, str] = {
     "c3-cifar100": "anybatch.workloads.cifar:c3_cifar100",
     "wresnet16-4-cifar100": "anybatch.workloads.cifar:wresnet16_4_cifar100",
     "alexnet-imagenet": "anybatch.workloads.imagenet:alexnet_imagenet",
+    "scenes-faster-rcnn": "anybatch.workloads.scenes:scenes_faster_rcnn",
+    "scenes-mask-rcnn": "anybatch.workloads.scenes:scenes_mask_rcnn",
+    "scenes-retinanet": "anybatch.workloads.scenes:scenes_retinanet",
+    "scenes-semantic-fpn": "anybatch.workloads.scenes:scenes_semantic_fpn",
+    "scenes-panoptic-fpn": "anybatch.workloads.scenes:scenes_panoptic_fpn",
 }

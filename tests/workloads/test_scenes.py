@@ -1,0 +1,78 @@
+"""The dense-prediction workloads: losses, modules and metrics on scenes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import Subset
+from train.small_workloads import CPU
+from workloads.test_fashion_mnist import DATA, needs_data
+
+from anybatch.registry import WORKLOADS
+from anybatch.stats import group_parameters
+from anybatch.train.evaluate import evaluate
+from anybatch.train.loop import start_training, train
+from anybatch.workloads import load_workload
+from anybatch.workloads.scenes import collate_scenes
+
+NAMES = [name for name in WORKLOADS if name.startswith("scenes-")]
+FIGURES = {
+    "scenes-faster-rcnn": ["box_ap", "box_ap50"],
+    "scenes-mask-rcnn": ["mask_ap", "mask_ap50", "box_ap", "box_ap50"],
+    "scenes-retinanet": ["box_ap", "box_ap50"],
+    "scenes-semantic-fpn": ["miou", "pixel_accuracy"],
+    "scenes-panoptic-fpn": ["pq"],
+}
+
+
+@pytest.fixture(params=NAMES)
+def workload(request):
+    return load_workload(request.param, data_root=DATA)
+
+
+@needs_data
+def test_a_step_trains_every_parameter_and_the_metric_counts(workload):
+    training = start_training(workload, CPU, seed=0)
+    before = [parameter.detach().clone() for parameter in training.model.parameters()]
+    loss = next(train(workload, CPU, training, batch_size=4, seed=0))
+    assert loss.isfinite()
+    unmoved = [
+        name
+        for (name, parameter), old in zip(training.model.named_parameters(), before, strict=True)
+        if torch.equal(parameter, old)
+    ]
+    assert unmoved == []
+    few = replace(workload, eval_set=Subset(workload.eval_set, range(4)))
+    figures = evaluate(few, CPU, training.model, batch_size=2, max_samples=4, with_loss=True)
+    assert list(figures) == ["loss", *FIGURES[workload.name]]
+    assert figures["loss"] > 0
+    assert training.model.training
+
+
+@needs_data
+def test_each_parameter_is_in_one_named_module(workload):
+    model = workload.model()
+    groups = group_parameters(model, workload.module_prefixes)
+    assert list(groups) == list(workload.module_prefixes)
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+@needs_data
+def test_the_loss_in_eval_mode_is_that_of_train_mode_up_to_batch_norm():
+    workload = load_workload("scenes-retinanet", data_root=DATA)  # it draws no proposals
+    torch.manual_seed(0)
+    model = workload.model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    batch = collate_scenes([workload.train_set[index] for index in range(2)])
+    trained = workload.loss(model, batch)
+    assert torch.equal(workload.loss(model.eval(), batch), trained)
+    assert not model.training
+
+
+@needs_data
+def test_training_and_evaluation_scenes_are_of_other_items_and_places():
+    workload = load_workload("scenes-semantic-fpn", data_root=DATA)
+    assert (len(workload.train_set), len(workload.eval_set)) == (4096, 512)
+    assert not torch.equal(workload.train_set[0][0], workload.eval_set[0][0])
