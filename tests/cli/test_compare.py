@@ -13,7 +13,7 @@ import pytest
 
 from anybatch.cli import launch
 from anybatch.cli.main import app
-from anybatch.train import compare as compare_module
+from anybatch.train import shared_work
 
 FILE = Path(__file__).with_name("comparable_workloads.py")
 DIFFERS = ("key", "seconds", "environment")  # a workload of another name has another key
@@ -76,7 +76,7 @@ def test_a_comparison_prints_its_table_and_writes_its_files(run, tmp_path):
 def test_the_same_command_again_trains_nothing_and_writes_the_same(run, tmp_path, monkeypatch):
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     assert run(mine("good"), *SIZES, "--recipes", "plain", "--json", first)[0] == 0
-    monkeypatch.setattr(compare_module, "run_training", None)
+    monkeypatch.setattr(shared_work, "run_training", None)
     assert run(mine("good"), *SIZES, "--recipes", "plain", "--json", second)[0] == 0
     assert json.loads(first.read_text())["runs"] == json.loads(second.read_text())["runs"]
 

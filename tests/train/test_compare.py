@@ -18,10 +18,11 @@ from train.small_workloads import Regularized, Stream, cross_entropy, labelled_v
 
 from anybatch import InputError, Milestones
 from anybatch.errors import RunError, StoppedError
-from anybatch.train import compare as compare_module
+from anybatch.train import shared_work
 from anybatch.train.compare import compare
 from anybatch.train.comparison import RankedBy, Run, join_runs
 from anybatch.train.recipes import Recipe
+from anybatch.train.run_folder import RunFolder
 
 
 class Accuracy:
@@ -65,13 +66,13 @@ def explode(lr):
 def trained(monkeypatch):
     """The settings of each run that is trained."""
     calls = []
-    run_training = compare_module.run_training
+    run_training = shared_work.run_training
 
     def counted(workload, runtime, settings, folder, **options):
         calls.append((settings.batch_size, settings.seed, folder.path.name))
         return run_training(workload, runtime, settings, folder, **options)
 
-    monkeypatch.setattr(compare_module, "run_training", counted)
+    monkeypatch.setattr(shared_work, "run_training", counted)
     return calls
 
 
@@ -377,14 +378,14 @@ def test_a_stopped_comparison_shows_what_is_finished_and_goes_on(tmp_path, train
 
 
 def test_a_signal_between_two_runs_stops_there(tmp_path, monkeypatch):
-    run_training = compare_module.run_training
+    run_training = shared_work.run_training
 
     def signalled(*arguments, **options):
         result = run_training(*arguments, **options)
         os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(compare_module, "run_training", signalled)
+    monkeypatch.setattr(shared_work, "run_training", signalled)
     with pytest.raises(StoppedError, match=r"stopped by SIGTERM between two runs; call again to go on\.") as stopped:
         compared(tmp_path)
     assert [run.batch_size for run in stopped.value.partial.runs] == [16]
@@ -462,14 +463,14 @@ def test_a_folder_with_another_configuration_is_told(tmp_path):
 def share_work(runs, log, may_start):
     """Run a comparison whose runs note who did them."""
     torch.set_num_threads(1)
-    run_training = compare_module.run_training
+    run_training = shared_work.run_training
 
     def noted(workload, runtime, settings, folder, **options):
         with open(log, "a") as file:
             file.write(f"{os.getpid()} {folder.path.name}\n")
         return run_training(workload, runtime, settings, folder, **options)
 
-    compare_module.run_training = noted
+    shared_work.run_training = noted
     may_start.wait(JOIN_TIMEOUT)
     workload = jittered_workload(epochs=8)
     found = compare(workload, [16, 32], ["plain", "sqrt"], seeds=2, num_evaluations=2, runs=runs)
@@ -497,7 +498,7 @@ def test_processes_given_the_same_call_share_the_work(tmp_path):
 
 
 def test_a_run_that_another_holds_is_waited_for(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(compare_module, "SECONDS_BETWEEN_TRIES", 0.02)
+    monkeypatch.setattr(shared_work, "SECONDS_BETWEEN_TRIES", 0.02)
     whole = compared(tmp_path, [16])
     (folder,) = tmp_path.iterdir()
     result = (folder / "result.json").read_text()
@@ -510,7 +511,7 @@ def test_a_run_that_another_holds_is_waited_for(tmp_path, trained, monkeypatch):
         (folder / "result.json").write_text(result)
 
     other = threading.Thread(target=finish)
-    with compare_module.RunFolder(folder).lock() as is_ours:
+    with RunFolder(folder).lock() as is_ours:
         assert is_ours
         other.start()
         found = compared(tmp_path, [16], progress=lambda stage, fraction, text: told.append(text))
@@ -524,19 +525,19 @@ def test_a_run_that_another_finishes_just_before_it_is_held_is_not_run_again(tmp
     (folder,) = tmp_path.iterdir()
     result = (folder / "result.json").read_text()
     (folder / "result.json").unlink()
-    lock = compare_module.RunFolder.lock
+    lock = RunFolder.lock
 
     def late(self):
         (folder / "result.json").write_text(result)
         return lock(self)
 
-    monkeypatch.setattr(compare_module.RunFolder, "lock", late)
+    monkeypatch.setattr(RunFolder, "lock", late)
     compared(tmp_path, [16])
     assert len(trained) == 1
 
 
 def test_a_wait_for_another_process_can_be_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_module, "SECONDS_BETWEEN_TRIES", 0.02)
+    monkeypatch.setattr(shared_work, "SECONDS_BETWEEN_TRIES", 0.02)
     compared(tmp_path, [16])
     (folder,) = tmp_path.iterdir()
     (folder / "result.json").unlink()
@@ -547,7 +548,7 @@ def test_a_wait_for_another_process_can_be_stopped(tmp_path, monkeypatch):
 
     started = time.monotonic()
     with (
-        compare_module.RunFolder(folder).lock(),
+        RunFolder(folder).lock(),
         pytest.raises(StoppedError, match="stopped by SIGTERM between two runs"),
     ):
         compared(tmp_path, [16], progress=progress)
