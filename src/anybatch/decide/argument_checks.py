@@ -1,0 +1,98 @@
+"""Which numbers can a bound or a step be made of?"""
+
+from __future__ import annotations
+
+import math
+
+from anybatch.errors import InputError
+
+
+def require_positive(**values: float) -> None:
+    """Refuse what is not a positive finite number.
+
+    Args:
+        **values: name -> number.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} must be positive and finite; got {value}.")
+
+
+def require_not_negative(**values: float) -> None:
+    """Refuse what is negative or not finite.
+
+    Args:
+        **values: name -> number.
+
+    Raises:
+        InputError: naming the first that is.
+    """
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name} must be at least 0 and finite; got {value}.")
+
+
+def require_probability(delta: float) -> None:
+    """Refuse a failure probability outside (0, 1).
+
+    Args:
+        delta: the probability.
+
+    Raises:
+        InputError: it is outside.
+    """
+    if not 0 < delta < 1:
+        raise InputError(
+            f"delta must be between 0 and 1; got {delta}. It is the allowed probability of failure: small is cautious."
+        )
+
+
+def require_discount(discount: float, *, below_one: bool = False) -> None:
+    """Refuse a discount outside [0, 1].
+
+    Args:
+        discount: the factor per step.
+        below_one: whether 1 is refused too.
+
+    Raises:
+        InputError: it is outside.
+    """
+    if below_one and not 0 <= discount < 1:
+        raise InputError(f"discount must be at least 0 and below 1; got {discount}. The penalty is infinite at 1.")
+    if not 0 <= discount <= 1:
+        raise InputError(f"discount must be between 0 and 1; got {discount}.")
+
+
+def require_count(**values: int) -> None:
+    """Refuse what is not a whole number of at least 1.
+
+    Args:
+        **values: name -> number.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if not (math.isfinite(value) and value == int(value) and value >= 1):
+            raise InputError(f"{name} must be a whole number of at least 1; got {value}.")
+
+
+def require_batch_limits(min_batch_size: int, max_batch_size: int) -> None:
+    """Refuse limits of the batch size that contradict each other.
+
+    Args:
+        min_batch_size: least samples.
+        max_batch_size: most samples.
+
+    Raises:
+        InputError: one of them is no whole number of at least 1, or the least is above the most.
+    """
+    require_count(min_batch_size=min_batch_size, max_batch_size=max_batch_size)
+    if min_batch_size > max_batch_size:
+        raise InputError(
+            f"min_batch_size must be at most max_batch_size; got {min_batch_size} and {max_batch_size}. "
+            "Lower the one or raise the other."
+        )
