@@ -1,0 +1,91 @@
+"""What do the two halves of a gradient-accumulation step say about each other, on one device?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+from torch import Tensor, nn
+
+from anybatch.stats.groups import ModulePrefixes
+from anybatch.stats.half_batches import HalfBatches, join_parts
+from anybatch.stats.kept_half import KeptHalf
+from anybatch.stats.micro_batches import refuse_ranks
+from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
+
+
+@final
+class MicroBatchHalves(SubBatchSource[HalfBatches]):
+    """Measure the halves of a gradient-accumulation step: micro-batches 1, 3, 5, ... and 2, 4, 6, ...
+
+    Changes no gradient, parameter, buffer or random state. From the first `sub_batch()` to `finish()` it holds one copy
+    of the gradient, at other times nothing.
+
+    Args:
+        model: the model; wrapped by torch.compile or not.
+        module_prefixes: see `group_parameters`.
+        preconditioner: parameter -> what its gradient is multiplied with, element by element, before norms are taken,
+            such as `AGVM.preconditioner`; it must stay the same during a step. None, or None for a parameter: the
+            gradient as it is.
+
+    Raises:
+        TypeError: as for `MicroBatches`.
+
+    Example:
+        >>> import torch
+        >>> from anybatch.stats import MicroBatchHalves
+        >>> _ = torch.manual_seed(0)
+        >>> model, data = torch.nn.Linear(3, 1), torch.randn(12, 3)
+        >>> source = MicroBatchHalves(model)
+        >>> for part in data.split(4):
+        ...     with source.sub_batch(size=len(part)):
+        ...         (model(part).square().mean() * len(part) / len(data)).backward()
+        >>> halves = source.finish()
+        >>> halves.modules, halves.sizes.tolist()
+        (('weight', 'bias'), [8.0, 4.0])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        module_prefixes: ModulePrefixes | None = None,
+        preconditioner: Preconditioner | None = None,
+    ) -> None:
+        super().__init__(model, module_prefixes, preconditioner)
+        refuse_ranks(model, "MicroBatchHalves", "RankHalves")
+        self._kept = KeptHalf()
+
+    @contextmanager
+    def sub_batch(self, size: float, weight: float | None = None) -> Iterator[None]:
+        """Record the gradient that the one `backward()` inside adds; see `MicroBatches.sub_batch`."""
+        with super().sub_batch(size, weight), self._kept.adding(len(self._parts), self._parameters):
+            yield
+
+    def finish(self, loss_scale: float | Tensor = 1.0) -> HalfBatches:
+        """Join the parts recorded since the last call; after the last `backward()`, before unscale, clip, step.
+
+        Args:
+            loss_scale: AMP's factor, `grad_scaler.get_scale()`, which is taken out.
+
+        Returns:
+            The halves of this step; with an odd number of parts the first has one more.
+
+        Raises:
+            ValueError: fewer than two parts.
+            RuntimeError: no part at all, or gradients changed since the last `backward()`.
+        """
+        rows: tuple[Row, Row] = [], []
+        for index, parameter in enumerate(self._parameters):
+            for row, half in zip(rows, self._kept.split(index, parameter.grad), strict=True):
+                row.append(None if half is None else self._sq_norm(parameter, half))
+        self._kept.clear()
+        sizes, factors, half_sq_norms, sum_sq_norm = self._take_parts(loss_scale, rows)
+        if len(sizes) < 2:
+            raise ValueError(
+                "two halves need at least 2 sub-batches; got 1. Accumulate 2 or more micro-batches, or measure over "
+                "ranks."
+            )
+        joined = [join_parts(sizes[side::2], factors[side::2]) for side in range(2)]
+        half_sizes, half_factors = zip(*joined, strict=True)
+        return HalfBatches.from_sums(self.modules, half_sizes, half_factors, half_sq_norms, sum_sq_norm)
