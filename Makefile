@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format docs clean help
+.PHONY: demo test check gpu-check format docs clean help
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-demo: $(STAMP) ## set up, probe the built-in digits, write the report
-	@$(BIN)/anybatch probe digits --json demo/probe.json --report demo/probe.html
+demo: $(STAMP) ## set up, probe the built-in digits, check the advice by training, write the report
+	@$(BIN)/anybatch probe digits --verify --budget 30 --verify-budget 95 --runs demo/runs \
+	  --json demo/probe.json --report demo/probe.html
 
 test: $(STAMP) ## set up and run all tests
 	@$(BIN)/python -m pytest -q
@@ -19,6 +20,9 @@ check: $(STAMP) ## lint, types and tests, as a contributor wants them before a c
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/python -m pytest -q
+
+gpu-check: $(STAMP) ## run tests and benchmarks on a GPU, write gpu-check.json to attach
+	@$(BIN)/python benchmarks/gpu/check.py --json gpu-check.json
 
 format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
