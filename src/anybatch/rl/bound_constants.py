@@ -1,0 +1,125 @@
+"""Which constants of a task do the bounds rest on, and which of them did only the data say?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from anybatch.decide.argument_checks import require_count, require_discount, require_positive
+from anybatch.errors import InputError
+from anybatch.rl.gradient_accumulator import GradientEstimate
+from anybatch.rl.task import TaskConstants
+
+ROUNDING = 1e-5  # rollouts are float32
+
+
+@dataclass(frozen=True)
+class BoundConstants:
+    """What is stated of a task, and what was seen of it.
+
+    Attributes:
+        discount: gam.
+        horizon: H, in steps.
+        action_volume: |A|; None where there is none.
+        stated_reward_bound: R; None where it is to be taken from data.
+        stated_feature_bound: M; None where it is to be taken from data.
+        max_abs_reward: the largest seen.
+        max_feature: the largest seen.
+    """
+
+    discount: float
+    horizon: int
+    action_volume: float | None = None
+    stated_reward_bound: float | None = None
+    stated_feature_bound: float | None = None
+    max_abs_reward: float = 0.0
+    max_feature: float = 0.0
+
+    @property
+    def reward_bound(self) -> float:
+        """R, stated or else the largest seen."""
+        return self.max_abs_reward if self.stated_reward_bound is None else self.stated_reward_bound
+
+    @property
+    def feature_bound(self) -> float:
+        """M, stated or else the largest seen."""
+        return self.max_feature if self.stated_feature_bound is None else self.stated_feature_bound
+
+    @property
+    def estimated(self) -> tuple[str, ...]:
+        """Names of what is taken from data."""
+        stated = {"reward_bound": self.stated_reward_bound, "feature_bound": self.stated_feature_bound}
+        return tuple(name for name, value in stated.items() if value is None)
+
+    @property
+    def violations(self) -> tuple[str, ...]:
+        """One sentence for each stated bound that was exceeded, saying by how much."""
+        found = (
+            ("reward", self.max_abs_reward, self.stated_reward_bound),
+            ("feature", self.max_feature, self.stated_feature_bound),
+        )
+        return tuple(
+            f"a {name} of size {seen:.6g} exceeds the stated bound {stated:.6g} by {seen - stated:.3g} "
+            f"({seen / stated - 1:.1%}): the guarantee is void"
+            for name, seen, stated in found
+            if stated is not None and seen > stated * (1 + ROUNDING)
+        )
+
+    def observe(self, estimate: GradientEstimate) -> BoundConstants:
+        """Return the same constants with what another batch has shown."""
+        return replace(
+            self,
+            max_abs_reward=max(self.max_abs_reward, estimate.max_abs_reward),
+            max_feature=max(self.max_feature, estimate.max_feature),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self) | {
+            "reward_bound": self.reward_bound,
+            "feature_bound": self.feature_bound,
+            "estimated": list(self.estimated),
+        }
+
+
+def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> BoundConstants:
+    """Join what the user states with what the environment says of itself.
+
+    Args:
+        env: with a `task` of its own, or any Gymnasium vector environment.
+        takes_states: whether the policy's features are the states, of which alone the environment knows the bound.
+        given: by the user; goes before the environment's.
+
+    Returns:
+        The constants, with nothing seen yet.
+
+    Raises:
+        InputError: no discount or no horizon, or one of them or a bound out of its range.
+    """
+    own = getattr(env, "task", TaskConstants())
+    found = {name: getattr(own, name) if value is None else value for name, value in asdict(given).items()}
+    if found["action_volume"] is None:
+        found["action_volume"] = _box_volume(getattr(env, "single_action_space", None))
+    if not takes_states:
+        found["feature_bound"] = given.feature_bound
+    for name in ("discount", "horizon"):
+        if found[name] is None:
+            raise InputError(f"{name} must be given for an environment that does not state it; got None.")
+    require_discount(found["discount"], below_one=True)
+    require_count(horizon=found["horizon"])
+    bounds = ("reward_bound", "feature_bound", "action_volume")
+    require_positive(**{name: found[name] for name in bounds if found[name] is not None})
+    return BoundConstants(
+        found["discount"], found["horizon"], found["action_volume"], found["reward_bound"], found["feature_bound"]
+    )
+
+
+def _box_volume(space: Any) -> float | None:
+    if not isinstance(space, spaces.Box):
+        return None
+    volume = float(np.prod(space.high.astype(np.float64) - space.low.astype(np.float64)))
+    return volume if math.isfinite(volume) and volume > 0 else None

@@ -1,0 +1,277 @@
+"""How is the gradient of a policy's performance estimated on an environment?"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import local
+from typing import get_args
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from anybatch.decide.argument_checks import require_count
+from anybatch.errors import InputError
+from anybatch.rl.buffers import Buffers
+from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
+from anybatch.rl.gymnasium_rollout import EarlyEnd, check_spaces, roll_out_gymnasium
+from anybatch.rl.native_env import NativeVectorEnv
+from anybatch.rl.policy import Policy, Score
+from anybatch.rl.rollout import roll_out
+from anybatch.rl.trajectories import Trajectories
+from anybatch.rl.trajectory_sums import Estimator, TrajectorySums, sum_trajectories
+from anybatch.seeds import derive_seed
+
+LARGEST_CHUNK = 25_000
+NUMBERS_PER_CHUNK = 2_000_000
+NUM_SEEDS_OF_GYMNASIUM = 2**31
+
+__all__ = ["GradientBatch", "GradientEstimate", "estimate_gradient"]
+
+
+class GradientBatch:
+    """A batch of trajectories under one policy that may grow, and the gradient estimate it gives.
+
+    Trajectories come in chunks, each from draws of its own that depend on the seed and on how many chunks came
+    before, and on nothing else: not on threads, not on what is drawn elsewhere. A native environment is rolled out
+    past its Gymnasium class, in float32, `chunk_size` trajectories at a time; any other one as many as it has
+    sub-environments. Only sums are kept of a chunk.
+
+    Args:
+        env: a vector environment of Gymnasium, one of this package's or any other.
+        policy: fitting it.
+        estimator: "gpomdp" or "reinforce".
+        discount: gamma. Default: the environment's own, `env.task.discount`.
+        horizon: H. Default: the environment's own.
+        seed: of everything that is drawn.
+        need_ranges: whether the range of the samples is estimated; keeps H + 1 numbers per trajectory and parameter.
+        score: of the action as it was "drawn", which is unbiased, or as it was "clipped", which is what the authors
+            of 2017 published.
+        early_end: "pad" episodes that end before the horizon with zeros and count them, or "refuse" them.
+        chunk_size: trajectories at a time of a native environment. Default: 25,000, fewer where horizon times
+            parameters is above 80.
+        num_workers: threads, for native environments. The result does not depend on it.
+
+    Raises:
+        InputError: an environment that is no vector environment, a policy that does not fit it, an unknown name, a
+            discount, horizon or number out of range or not known, or threads for another environment.
+
+    Example:
+        >>> from anybatch.rl import LQG, GaussianPolicy
+        >>> batch = GradientBatch(LQG(), GaussianPolicy(-0.3), seed=0)
+        >>> batch.draw(10_000)
+        >>> estimate = batch.estimate()
+        >>> batch.draw(10_000)
+        >>> estimate.num_trajectories, batch.estimate().num_trajectories
+        (10000, 20000)
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: Policy,
+        *,
+        estimator: Estimator = "gpomdp",
+        discount: float | None = None,
+        horizon: int | None = None,
+        seed: int,
+        need_ranges: bool = False,
+        score: Score = "drawn",
+        early_end: EarlyEnd = "pad",
+        chunk_size: int | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        _check_choices(score=(score, Score), early_end=(early_end, EarlyEnd))
+        _check_env(env)
+        check_spaces(env, policy)
+        task = env.task if isinstance(env, NativeVectorEnv) else None
+        discount = _known("discount", discount if discount is not None or task is None else task.discount)
+        self._horizon = int(_known("horizon", horizon if horizon is not None or task is None else task.horizon))
+        require_count(horizon=self._horizon, num_workers=num_workers)
+        if task is None and (num_workers > 1 or chunk_size is not None):
+            raise InputError(
+                "num_workers and chunk_size must be left alone for an environment that is not written in tensors; got "
+                f"{num_workers} and {chunk_size}. Make a vector environment with more sub-environments."
+            )
+        size = chunk_size or _chunk_size(self._horizon * len(policy.parameters))
+        require_count(chunk_size=size)
+        self._env, self._policy, self._seed = env, policy, seed
+        self._score: Score = score
+        self._early_end: EarlyEnd = early_end
+        self._num_workers = num_workers
+        self._chunk_size = size if task is not None else env.num_envs
+        self._num_chunks = 0
+        self._accumulator = GradientAccumulator(estimator, discount=discount, need_ranges=need_ranges)
+        self._buffers = local()
+
+    @property
+    def num_trajectories(self) -> int:
+        """How many were drawn so far."""
+        return self._accumulator.num_trajectories
+
+    def draw(self, num_trajectories: int) -> None:
+        """Draw more trajectories.
+
+        Args:
+            num_trajectories: how many, in full chunks and one that takes the rest.
+
+        Raises:
+            InputError: less than 1, or rewards, observations or scores that are not finite.
+        """
+        require_count(num_trajectories=num_trajectories)
+        full, rest = divmod(num_trajectories, self._chunk_size)
+        sizes = [self._chunk_size] * full + [rest] * (rest > 0)
+        for sums, rows in self._sum_chunks(sizes):
+            self._accumulator.add_sums(sums, rows)
+
+    def estimate(self) -> GradientEstimate:
+        """Estimate the gradient from all trajectories so far.
+
+        Returns:
+            The estimate.
+
+        Raises:
+            InputError: fewer than 2 trajectories.
+        """
+        return self._accumulator.estimate()
+
+    def _sum_chunks(self, sizes: list[int]) -> Iterator[tuple[TrajectorySums, Tensor]]:
+        chunks = list(enumerate(sizes, start=self._num_chunks))
+        self._num_chunks += len(sizes)
+        if self._num_workers == 1 or len(sizes) == 1:
+            yield from (self._sum_chunk(*chunk) for chunk in chunks)
+            return
+        pending: deque[Future[tuple[TrajectorySums, Tensor]]] = deque()
+        with ThreadPoolExecutor(self._num_workers) as pool:
+            for chunk in chunks:
+                pending.append(pool.submit(self._sum_chunk, *chunk, is_shared=True))
+                if len(pending) > self._num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    @torch.inference_mode()
+    def _sum_chunk(self, index: int, size: int, is_shared: bool = False) -> tuple[TrajectorySums, Tensor]:
+        buffers = self._own_buffers()
+        trajectories = self._roll_out(index, size, buffers)
+        sums, rows = sum_trajectories(trajectories, self._accumulator.estimator, self._accumulator.discount, buffers)
+        return sums, rows.clone() if is_shared and self._accumulator.need_ranges else rows
+
+    def _roll_out(self, index: int, size: int, buffers: Buffers) -> Trajectories:
+        start = derive_seed(self._seed, "initial states", index)
+        noise = derive_seed(self._seed, "actions", index)
+        if isinstance(self._env, NativeVectorEnv):
+            return roll_out(
+                self._env.dynamics,
+                self._policy,
+                size,
+                self._horizon,
+                start_seed=start,
+                noise_seed=noise,
+                score=self._score,
+                buffers=buffers,
+            )
+        trajectories = roll_out_gymnasium(
+            self._env,
+            self._policy,
+            self._horizon,
+            start_seed=start % NUM_SEEDS_OF_GYMNASIUM,
+            noise_seed=noise,
+            score=self._score,
+            early_end=self._early_end,
+        )
+        return trajectories.first(size)
+
+    def _own_buffers(self) -> Buffers:
+        if not hasattr(self._buffers, "value"):
+            is_native = isinstance(self._env, NativeVectorEnv)
+            self._buffers.value = Buffers(torch.float32 if is_native else torch.float64)
+        return self._buffers.value
+
+
+def estimate_gradient(
+    env: VectorEnv,
+    policy: Policy,
+    num_trajectories: int,
+    *,
+    estimator: Estimator = "gpomdp",
+    discount: float | None = None,
+    horizon: int | None = None,
+    seed: int,
+    need_ranges: bool = False,
+    score: Score = "drawn",
+    early_end: EarlyEnd = "pad",
+    chunk_size: int | None = None,
+    num_workers: int = 1,
+) -> GradientEstimate:
+    """Estimate the gradient of a policy's performance from so many trajectories.
+
+    Args:
+        env: a vector environment of Gymnasium, one of this package's or any other.
+        policy: fitting it.
+        num_trajectories: N, 2 or more.
+        estimator: "gpomdp" or "reinforce", with the baselines that minimise the variance.
+        discount: gamma. Default: the environment's own.
+        horizon: H. Default: the environment's own.
+        seed: of everything that is drawn.
+        need_ranges: whether the range of the samples is estimated.
+        score: see `GradientBatch`.
+        early_end: see `GradientBatch`.
+        chunk_size: see `GradientBatch`.
+        num_workers: see `GradientBatch`.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        InputError: see `GradientBatch`; fewer than 2 trajectories.
+
+    Example:
+        >>> from anybatch.rl import LQG, GaussianPolicy
+        >>> estimate = estimate_gradient(LQG(), GaussianPolicy(0.0), 20_000, seed=0)
+        >>> -10.5 < estimate.gradient.item() < -9.1
+        True
+    """
+    if num_trajectories < 2:
+        raise InputError(f"num_trajectories must be at least 2, for there to be a variance; got {num_trajectories}.")
+    batch = GradientBatch(
+        env,
+        policy,
+        estimator=estimator,
+        discount=discount,
+        horizon=horizon,
+        seed=seed,
+        need_ranges=need_ranges,
+        score=score,
+        early_end=early_end,
+        chunk_size=chunk_size,
+        num_workers=num_workers,
+    )
+    batch.draw(num_trajectories)
+    return batch.estimate()
+
+
+def _chunk_size(numbers_per_trajectory: int) -> int:
+    return max(1, min(LARGEST_CHUNK, NUMBERS_PER_CHUNK // numbers_per_trajectory))
+
+
+def _known(name: str, value: float | None) -> float:
+    if value is None:
+        raise InputError(f"{name} must be given for an environment that does not say its own; got None.")
+    return value
+
+
+def _check_env(env: object) -> None:
+    if not isinstance(env, VectorEnv):
+        raise InputError(
+            f"`env` must be a vector environment; got {type(env).__name__}. "
+            "Make one with gymnasium.make_vec(id, num_envs=...)."
+        )
+
+
+def _check_choices(**choices: tuple[str, object]) -> None:
+    for name, (value, allowed) in choices.items():
+        if value not in get_args(allowed):
+            raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}.")

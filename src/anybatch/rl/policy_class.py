@@ -1,0 +1,59 @@
+"""How smooth is a policy's class, and how large can its score be?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anybatch.decide.smoothing_policies import SmoothingConstants, gaussian_smoothing, softmax_smoothing
+from anybatch.errors import InputError
+
+
+@dataclass(frozen=True)
+class PolicyClass:
+    """What makes a policy class smooth.
+
+    Attributes:
+        is_gaussian: Gaussian with fixed covariance, or else softmax.
+        scale: the smallest std in any direction, or the temperature.
+        num_features: p.
+    """
+
+    is_gaussian: bool
+    scale: float
+    num_features: int
+
+    @classmethod
+    def of(cls, policy: Any) -> PolicyClass:
+        """Return the class of a policy with a covariance or a temperature.
+
+        Args:
+            policy: Gaussian or softmax.
+
+        Returns:
+            Its class.
+
+        Raises:
+            InputError: it has neither.
+        """
+        covariance, temperature = getattr(policy, "covariance", None), getattr(policy, "temperature", None)
+        if covariance is not None:
+            return cls(True, math.sqrt(float(torch.linalg.eigvalsh(covariance)[0])), policy.num_features)
+        if temperature is None:
+            raise InputError(
+                "policy must be Gaussian, with a covariance, or softmax, with a temperature; got "
+                f"{type(policy).__name__}."
+            )
+        return cls(False, float(temperature), policy.num_features)
+
+    def smoothing(self, feature_norm: float) -> SmoothingConstants:
+        """Return the smoothing constants of features with at most this 2-norm."""
+        smoothing = gaussian_smoothing if self.is_gaussian else softmax_smoothing
+        return smoothing(feature_norm, self.scale)
+
+    def score_bound(self, feature_norm: float) -> float:
+        """Return W: the bound on the score's norm of a softmax policy, the sub-Gaussian scale of a Gaussian one."""
+        return (1 if self.is_gaussian else 2) * feature_norm / self.scale

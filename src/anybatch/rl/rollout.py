@@ -1,0 +1,84 @@
+"""How are thousands of trajectories of a task written in tensors rolled out at once?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anybatch.rl.buffers import Buffers
+from anybatch.rl.dynamics import Dynamics
+from anybatch.rl.policy import Policy, Score
+from anybatch.rl.trajectories import Trajectories
+
+
+def roll_out(
+    dynamics: Dynamics,
+    policy: Policy,
+    num_trajectories: int,
+    horizon: int,
+    *,
+    start_seed: int,
+    noise_seed: int,
+    score: Score = "drawn",
+    buffers: Buffers | None = None,
+) -> Trajectories:
+    """Roll trajectories out side by side.
+
+    Args:
+        dynamics: of the task.
+        policy: fitting it.
+        num_trajectories: n.
+        horizon: H.
+        start_seed: of the initial states.
+        noise_seed: of the actions.
+        score: of the action as it was drawn, or as it was clipped.
+        buffers: where everything is put. Default: new ones, of float32.
+
+    Returns:
+        The trajectories; the next call with the same buffers overwrites them.
+    """
+    buffers = buffers or Buffers(torch.float32)
+    states = buffers.take("states", horizon + 1, dynamics.state_size, num_trajectories)
+    actions = buffers.take("actions", horizon, dynamics.action_size, num_trajectories)
+    noise = buffers.take("noise", horizon, policy.noise_size, num_trajectories)
+    policy.draw_noise(noise, seeded(noise_seed, noise.device))
+    dynamics.draw_states(states[0], seeded(start_seed, noise.device))
+    features = _walk(dynamics, policy, states, actions, noise)
+    states = states[:horizon]
+    rewards = buffers.take("rewards", horizon, num_trajectories)
+    dynamics.rewards(states, actions, rewards)
+    ended = _end(dynamics, states, features, rewards) if dynamics.can_end else None
+    shape = (horizon, len(policy.parameters), num_trajectories)
+    scores = noise if noise.shape == shape else buffers.take("scores", *shape)
+    policy.scores(features, noise, actions, score, scores)
+    return Trajectories(scores, rewards, largest(features), ended)
+
+
+def seeded(seed: int, device: torch.device) -> torch.Generator:
+    """Return a generator of its own."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def largest(values: Tensor) -> float:
+    """Return the largest absolute value."""
+    low, high = values.aminmax()
+    return max(-float(low), float(high))
+
+
+def _walk(dynamics: Dynamics, policy: Policy, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
+    """Fill states and actions, and return (H, p, n) features."""
+    features = []
+    for now, action, drawn, following in zip(states[:-1], actions, noise, states[1:], strict=True):
+        features.append(policy.features(now))
+        policy.act(features[-1], drawn, action)
+        dynamics.max_action.clip(action)
+        dynamics.step(now, action, following)
+    return states[:-1] if features[0].data_ptr() == states.data_ptr() else torch.stack(features)
+
+
+def _end(dynamics: Dynamics, states: Tensor, features: Tensor, rewards: Tensor) -> Tensor:
+    """Put zeros where trajectories are over, and return which are."""
+    alive = dynamics.is_over(states).cumsum(0) == 0
+    rewards.mul_(alive)
+    features.mul_(alive[:, None])
+    return ~alive[-1]

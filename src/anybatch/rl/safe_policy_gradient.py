@@ -1,0 +1,222 @@
+"""How does a policy get better with a stated probability at every update? The loop of 2017."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from anybatch.decide.argument_checks import require_count
+from anybatch.decide.error_bounds import Estimator
+from anybatch.decide.safe_step import Mode
+from anybatch.errors import InputError
+from anybatch.rl.bound_constants import find_constants
+from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
+from anybatch.rl.deployment import Deployment, Performance
+from anybatch.rl.gradient_estimate import estimate_gradient
+from anybatch.rl.gymnasium_rollout import EarlyEnd
+from anybatch.rl.policy import Policy
+from anybatch.rl.safe_run import Iteration, SafeRun, Tell, run_safely
+from anybatch.rl.task import TaskConstants
+from anybatch.seeds import derive_seed
+
+
+class SafePolicyGradient:
+    """Update a Gaussian policy so that each update makes it better, but for a stated probability.
+
+    Each update draws a batch, moves the coordinate with the largest gradient as far as the error of the batch allows,
+    and sizes the next batch for the largest guaranteed gain per trajectory; see `choose_safe_step`.
+
+    Args:
+        env: a vector environment; one with a `task` states its own constants.
+        policy: Gaussian, linear in its features, with a fixed covariance.
+        bound: on the error: "bernstein", "chebyshev", "hoeffding" or "student_t".
+        estimator: "gpomdp" or "reinforce".
+        delta: failure probability per update and coordinate. 0.05 is cautious, 0.95 bold.
+        mode: "safe": no step where the error is not below the gradient, and scores of the actions as drawn. "paper":
+            the published runs, which step in any case and score the clipped actions.
+        range: of one trajectory's gradient, for Hoeffding and Bernstein: "theoretical", by the published formula, or
+            "empirical", that of the batch.
+        min_batch_size: least trajectories of a batch, and those of the first.
+        max_batch_size: most trajectories of a batch.
+        reward_bound: R. Default: the environment's; else the largest seen, which makes the guarantee heuristic.
+        feature_bound: M, likewise; of the policy's features, where it has a feature map.
+        action_volume: |A|. Default: the environment's, or that of its box of actions.
+        discount: gam. Default: the environment's.
+        horizon: H. Default: the environment's.
+        penalty: c. Default: `gaussian_penalty`.
+        performance: exact performance of a policy, for the record. Default: the environment's `performance`, if any.
+        early_end: "pad" episodes that end before the horizon with rewards of 0 and say so, or "refuse" them.
+        num_workers: threads, for native environments. The result does not depend on it.
+        seed: of every draw.
+
+    Raises:
+        InputError: an argument out of its range, a policy that is not Gaussian, or a constant that neither the
+            environment nor the user states and data cannot.
+
+    Example:
+        >>> from anybatch.rl import LQG, GaussianPolicy
+        >>> agent = SafePolicyGradient(LQG(), GaussianPolicy(0.0), bound="chebyshev", delta=0.25, seed=1)
+        >>> run = agent.run(30_000)
+        >>> [(update.batch_size, update.is_safe) for update in run.iterations]
+        [(100, False), ...
+        >>> run.final_performance > run.first_performance
+        True
+
+    Source:
+        Papini, Pirotta and Restelli 2017, "Adaptive Batch Size for Safe Policy Gradients".
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        policy: Policy,
+        bound: BoundName = "bernstein",
+        estimator: Estimator = "gpomdp",
+        delta: float = 0.05,
+        mode: Mode = "safe",
+        *,
+        range: RangeSource = "theoretical",
+        min_batch_size: int = 100,
+        max_batch_size: int = 500_000,
+        reward_bound: float | None = None,
+        feature_bound: float | None = None,
+        action_volume: float | None = None,
+        discount: float | None = None,
+        horizon: int | None = None,
+        penalty: float | None = None,
+        performance: Performance | None = None,
+        early_end: EarlyEnd = "pad",
+        num_workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        covariance = getattr(policy, "covariance", None)
+        if covariance is None:
+            raise InputError(
+                f"policy must be Gaussian, with a covariance; got {type(policy).__name__}. Use SmoothingPolicyGradient "
+                "for a softmax policy."
+            )
+        self.env = env
+        self.seed = seed
+        self.early_end: EarlyEnd = early_end
+        self.num_workers = num_workers
+        self.rule = CoordinateRule(
+            GaussianShape.of(covariance),
+            bound,
+            range,
+            estimator,
+            delta,
+            mode,
+            min_batch_size,
+            max_batch_size,
+            penalty,
+        )
+        given = TaskConstants(reward_bound, feature_bound, action_volume, discount, horizon)
+        constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
+        self.rule.check(constants)
+        self.deployment = Deployment(
+            env,
+            policy,
+            constants,
+            caveats=self.rule.caveats,
+            settings={**self.rule.settings(), "seed": seed, "constants": asdict(constants)},
+            performance=performance,
+        )
+        self._next_batch_size = min_batch_size
+
+    @property
+    def policy(self) -> Any:
+        """The policy as it stands."""
+        return self.deployment.policy
+
+    @property
+    def iterations(self) -> list[Iteration]:
+        """The updates so far."""
+        return self.deployment.iterations
+
+    @property
+    def num_trajectories(self) -> int:
+        """Of all batches so far."""
+        return self.deployment.num_trajectories
+
+    @property
+    def next_batch_size(self) -> int:
+        """Trajectories of the next batch."""
+        return self._next_batch_size
+
+    def step(self) -> Iteration:
+        """Take one update.
+
+        Returns:
+            Its record.
+        """
+        deployment, rule = self.deployment, self.rule
+        constants = deployment.constants
+        estimate = estimate_gradient(
+            self.env,
+            deployment.policy,
+            self._next_batch_size,
+            estimator=rule.estimator,
+            discount=constants.discount,
+            horizon=constants.horizon,
+            seed=derive_seed(self.seed, "batch", len(deployment.iterations)),
+            need_ranges=rule.needs_ranges,
+            score="clipped" if rule.mode == "paper" else "drawn",
+            early_end=self.early_end,
+            num_workers=self.num_workers,
+        )
+        deployment.observe(estimate)
+        decision = rule.decide(estimate, deployment.constants)
+        iteration = deployment.update(
+            estimate,
+            decision.displacement,
+            promised=min(rule.delta * len(estimate.gradient), 1.0),
+            step_size=decision.step.step_size,
+            coordinate=decision.coordinate,
+            error=decision.step.error,
+            is_safe=decision.step.is_safe,
+            guaranteed_gain=decision.step.guaranteed_gain,
+            reason=decision.step.reason,
+        )
+        self._next_batch_size = decision.step.next_batch_size
+        return iteration
+
+    def run(
+        self,
+        num_trajectories: int,
+        *,
+        records: str | Path | None = None,
+        callback: Callable[[Iteration], object] | None = None,
+        tell: Tell | None = None,
+    ) -> SafeRun:
+        """Take updates while the next batch fits the budget; see `run_safely`.
+
+        Args:
+            num_trajectories: of the whole run, what is behind it included.
+            records: file with one JSON object per update.
+            callback: called with each update.
+            tell: shown progress: (stage, fraction, a few words).
+
+        Returns:
+            The run so far.
+        """
+        require_count(num_trajectories=num_trajectories)
+        return run_safely(self, num_trajectories, records=records, callback=callback, tell=tell)
+
+    def result(self) -> SafeRun:
+        """Return the run so far."""
+        return self.deployment.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that an update changes: tensors and plain values. The policy's code is not saved."""
+        return {**self.deployment.state_dict(), "next_batch_size": self._next_batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`; what follows equals an uninterrupted run.
+
+        Args:
+            state: as it was saved, of a loop with the same settings.
+        """
+        self.deployment.load_state_dict(state)
+        self._next_batch_size = state["next_batch_size"]

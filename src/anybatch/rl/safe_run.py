@@ -1,0 +1,203 @@
+"""What does a run of safe updates report, and how is it carried to the end of its budget?"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from anybatch.errors import InputError, RunError
+
+Guarantee = Literal["proven", "heuristic", "void"]
+Tell = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One update. Performance, batch and gradient are those of the policy before it.
+
+    Attributes:
+        iteration: from 1.
+        batch_size: trajectories of the gradient estimate.
+        num_trajectories: of the run so far, these included.
+        step_size: factor on the gradient; 0 for no step.
+        coordinate: the one that moves; None where all do.
+        performance: exact, of the function that the loop was given; None without one.
+        measured_performance: mean discounted return of the batch.
+        measured_std_error: of that mean.
+        max_gradient: largest absolute coordinate of the estimate.
+        gradient_norm: its 2-norm.
+        error: of the estimate, in the largest coordinate (2017) or the 2-norm (2022).
+        is_safe: whether the error allows the step that was taken, or a step at all.
+        guaranteed_gain: lower bound on the gain of the step; negative where a loss is possible.
+        failure_probability: with which this update may be worse than that; 1 for a step without a guarantee.
+        failure_probability_so_far: union bound over the updates of the run so far.
+        guarantee: "proven" given the stated constants, "heuristic", or "void" from when a stated bound was exceeded.
+        reason: one sentence.
+    """
+
+    iteration: int
+    batch_size: int
+    num_trajectories: int
+    step_size: float
+    coordinate: int | None
+    performance: float | None
+    measured_performance: float
+    measured_std_error: float
+    max_gradient: float
+    gradient_norm: float
+    error: float
+    is_safe: bool
+    guaranteed_gain: float
+    failure_probability: float
+    failure_probability_so_far: float
+    guarantee: Guarantee
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; what is not finite is None."""
+        return {name: _finite(value) for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class SafeRun:
+    """A run so far.
+
+    Attributes:
+        iterations: in order.
+        num_trajectories: of all batches.
+        parameters: of the policy that the last update left.
+        final_performance: of that policy; None without an exact performance.
+        first_performance: of the first policy, exact or else measured.
+        worst_performance: of the worst policy that was deployed, likewise.
+        worst_iteration: whose it was; one more than the last where it is the policy that the last update left.
+        worst_parameters: of that policy.
+        guarantee: of the whole run: the weakest of its updates.
+        failure_probability: union bound over its updates, at most 1.
+        guaranteed_gain: sum of the guaranteed gains.
+        notes: one sentence for each thing that a reader must know.
+        settings: of the loop, plain values.
+    """
+
+    iterations: tuple[Iteration, ...]
+    num_trajectories: int
+    parameters: tuple[float, ...]
+    final_performance: float | None
+    first_performance: float
+    worst_performance: float
+    worst_iteration: int
+    worst_parameters: tuple[float, ...]
+    guarantee: Guarantee
+    failure_probability: float
+    guaranteed_gain: float
+    notes: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """One sentence on what came of the first policy, and on what may be relied on."""
+        change = self.worst_performance - self.first_performance
+        worst = f"worst deployed policy {change:+.4g} against the first" if change < 0 else "none worse than the first"
+        return (
+            f"{len(self.iterations)} updates from {self.num_trajectories} trajectories, {worst}; guarantee "
+            f"{self.guarantee}, some update worse than promised with probability up to {self.failure_probability:.3g}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; what is not finite is None."""
+        plain = {field.name: _finite(getattr(self, field.name)) for field in fields(self)}
+        return plain | {
+            "iterations": [iteration.to_json() for iteration in self.iterations],
+            "reason": self.reason,
+        }
+
+
+class SafeLoop(Protocol):
+    """What can be run: both papers' loops."""
+
+    @property
+    def iterations(self) -> list[Iteration]:
+        """The updates so far."""
+        ...
+
+    @property
+    def num_trajectories(self) -> int:
+        """So far."""
+        ...
+
+    @property
+    def next_batch_size(self) -> int:
+        """Trajectories that the next update takes at least."""
+        ...
+
+    def step(self) -> Iteration:
+        """Take one update."""
+        ...
+
+    def result(self) -> SafeRun:
+        """Return the run so far."""
+        ...
+
+
+def run_safely(
+    loop: SafeLoop,
+    num_trajectories: int,
+    *,
+    records: str | Path | None = None,
+    callback: Callable[[Iteration], object] | None = None,
+    tell: Tell | None = None,
+) -> SafeRun:
+    """Take updates while the next batch fits the budget.
+
+    Args:
+        loop: new, or gone some way.
+        num_trajectories: of the whole run, what is behind it included. A batch that grows is completed beyond.
+        records: file with one JSON object per update; written anew with the updates behind the loop.
+        callback: called with each update; what it raises ends the run, and the loop may be saved and go on.
+        tell: shown progress: (stage, fraction, a few words).
+
+    Returns:
+        The run so far.
+
+    Raises:
+        InputError: the budget does not hold the first batch.
+        RunError: the records cannot be written.
+    """
+    if loop.num_trajectories == 0 and loop.next_batch_size > num_trajectories:
+        raise InputError(
+            f"num_trajectories must hold the first batch; got {num_trajectories} for a batch of "
+            f"{loop.next_batch_size}. Raise it, or lower min_batch_size."
+        )
+    if records is not None:
+        _write(records, "w", [iteration.to_json() for iteration in loop.iterations])
+    while loop.num_trajectories + loop.next_batch_size <= num_trajectories:
+        iteration = loop.step()
+        if records is not None:
+            _write(records, "a", [iteration.to_json()])
+        if tell is not None:
+            share = min(iteration.num_trajectories / num_trajectories, 1.0)
+            tell("updates", share, _news(iteration))
+        if callback is not None:
+            callback(iteration)
+    return loop.result()
+
+
+def _news(iteration: Iteration) -> str:
+    performance = iteration.measured_performance if iteration.performance is None else iteration.performance
+    words = f"update {iteration.iteration}, batch {iteration.batch_size}, performance {performance:.5g}"
+    return words if iteration.guarantee == "proven" else f"{words}, guarantee {iteration.guarantee}"
+
+
+def _write(path: str | Path, mode: Literal["w", "a"], lines: list[dict[str, Any]]) -> None:
+    try:
+        with Path(path).open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
