@@ -43,6 +43,21 @@ def test_example_loop_prints_three_noise_scales():
     assert all("samples" in line for line in lines)
 
 
+def test_example_monitor_prints_json_lines_with_a_noise_scale():
+    path = ROOT / "examples" / "noise_monitor.py"
+    done = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["step"] for line in lines] == list(range(20, 401, 20))
+    assert {"noise_scale", "batch_efficiency"} <= lines[-1].keys()
+
+
+def test_example_of_micro_batches_learns():
+    path = ROOT / "examples" / "kalman_micro_batch.py"
+    done = subprocess.run([sys.executable, path], check=True, capture_output=True, text=True, timeout=60)
+    assert "layers with a prior: 2 of 3" in done.stdout
+    assert float(done.stdout.split()[-1]) > 0.9
+
+
 def test_example_workload_is_probed_with_its_own_module_groups():
     workload = load_workload(f"{ROOT / 'examples' / 'my_workload.py'}:my_workload")
     result = anybatch.probe(workload, budget=3)

@@ -27,10 +27,11 @@ SPREADS = {
         "shuffled": [[5, 2, 0], [4], [1, 3]],
     },
 }
+Check = Callable[[int, int], dict[str, Any]]
 INIT_TIMEOUT = timedelta(seconds=60)
 
 
-def run(rank: int, world_size: int, port: int, folder: str) -> None:
+def run(rank: int, world_size: int, port: int, folder: str, checks: Sequence[Check] = ()) -> None:
     torch.set_num_threads(1)
     if sys.platform == "linux" and "lo" in dict(socket.if_nameindex()).values():
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -38,7 +39,7 @@ def run(rank: int, world_size: int, port: int, folder: str) -> None:
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=INIT_TIMEOUT)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=INIT_TIMEOUT)
-        for check in CHECKS:
+        for check in checks or CHECKS:
             found.update(check(rank, world_size))
         dist.barrier()
         dist.destroy_process_group()

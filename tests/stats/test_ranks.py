@@ -3,6 +3,7 @@
 import multiprocessing
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ JOIN_TIMEOUT = 120.0  # seconds
 FLOAT32 = {"rtol": 1e-5, "atol": 0.0}
 
 
-def run_ranks(world_size: int, folder: Path) -> list[dict[str, Any]]:
+def run_ranks(world_size: int, folder: Path, run: Callable[..., None] = ranks_worker.run) -> list[dict[str, Any]]:
     """Run the worker on every rank; return what each found. Processes that hang are killed."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=ranks_worker.run, args=(rank, world_size, store.port, str(folder)))
-        for rank in range(world_size)
+        context.Process(target=run, args=(rank, world_size, store.port, str(folder))) for rank in range(world_size)
     ]
     deadline = time.monotonic() + JOIN_TIMEOUT
     try:

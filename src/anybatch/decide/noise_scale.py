@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from anybatch.stats.moments import GradientMoments
+from anybatch.stats.moments import Geometry, GradientMoments
 
 Target = Literal["training_set", "population"]
 Verdict = Literal["measured", "undetermined"]
@@ -42,6 +42,7 @@ class NoiseScale:
         confidence: of `low` to `high`, and of `at_least`.
         target: what the true gradient belongs to: "training_set" or "population".
         modules: the same for every module; empty for a module itself.
+        geometry: "sgd": tr(S) / |G|^2; "adam": tr(P S) / (G^T P G), see `AdamPreconditioner`.
     """
 
     value: float | None
@@ -57,6 +58,7 @@ class NoiseScale:
     confidence: float
     target: Target
     modules: Mapping[str, NoiseScale] = field(default_factory=dict)
+    geometry: Geometry = "sgd"
 
     @property
     def reason(self) -> str:
@@ -78,7 +80,8 @@ class NoiseScale:
                 f"from zero; at least {self.steps_to_settle} such steps would settle it"
             )
         skipped = f"; {self.num_skipped} steps with gradients that are not finite were left out"
-        return text + (skipped if self.num_skipped else "")
+        geometry = "; in Adam's geometry" if self.geometry == "adam" else ""
+        return text + geometry + (skipped if self.num_skipped else "")
 
     def in_units_of(self, size: float) -> NoiseScale:
         """Return the same noise scale in a larger unit, such as samples of `size` tokens each.
@@ -106,6 +109,7 @@ class _Setting:
     confidence: float
     target: Target
     num_skipped: int
+    geometry: Geometry
 
 
 def estimate_noise_scale(
@@ -133,11 +137,11 @@ def estimate_noise_scale(
         replacement: whether samples within a step were drawn with replacement from the training set.
 
     Returns:
-        The noise scale in samples (or in the unit of `sizes`), in SGD's geometry.
+        The noise scale in samples (or in the unit of `sizes`), in the geometry of the moments.
 
     Raises:
-        ValueError: fewer than 2 finite steps, steps with different modules, a `population_size` of at most 1 or
-            smaller than a step drawn without replacement, an unknown target, or a confidence outside (0, 1).
+        ValueError: fewer than 2 finite steps, steps with different modules or geometries, a `population_size` of at
+            most 1 or smaller than a step drawn without replacement, an unknown target, or a confidence outside (0, 1).
 
     Example:
         >>> import torch
@@ -161,12 +165,15 @@ def estimate_noise_scale(
     modules = {moments.modules for moments in list_of_moments}
     if len(modules) > 1:
         raise ValueError(f"all steps must have the same modules; got {sorted(modules)}.")
+    geometries = {moments.geometry for moments in list_of_moments}
+    if len(geometries) > 1:
+        raise ValueError(f"all steps must have the same geometry; got {sorted(geometries)}.")
     finite = [moments for moments in list_of_moments if not int(moments.num_non_finite)]
     num_skipped = len(list_of_moments) - len(finite)
     if len(finite) < 2:
         skipped = f", and {num_skipped} with gradients that are not finite" if num_skipped else ""
         raise ValueError(f"a noise scale needs at least 2 steps; got {len(finite)}{skipped}. Measure more steps.")
-    setting = _Setting(confidence, target, num_skipped)
+    setting = _Setting(confidence, target, num_skipped, finite[0].geometry)
     trace, sq_norm = _steps(finite)
     trace, sq_norm = _correct_for_population(finite, trace, sq_norm, target, population_size, replacement)
     each = {name: _fieller(trace[:, index], sq_norm[:, index], setting) for index, name in enumerate(finite[0].modules)}
@@ -189,7 +196,7 @@ def average_noise_scale(noise_scales: Sequence[NoiseScale], weights: Sequence[fl
         lies between the points.
 
     Raises:
-        ValueError: no noise scale; different modules, targets or confidences; or weights that do not fit.
+        ValueError: no noise scale; different modules, targets, confidences or geometries; or weights that do not fit.
 
     Source:
         McCandlish et al. 2018, arXiv:1812.06162, appendix D, read as a mean over the run.
@@ -219,7 +226,7 @@ def pool_runs(noise_scales: Sequence[NoiseScale]) -> NoiseScale:
         The mean; its interval is from the spread between runs, which holds the points' errors too.
 
     Raises:
-        ValueError: fewer than two runs, or different modules, targets or confidences.
+        ValueError: fewer than two runs, or different modules, targets, confidences or geometries.
     """
     if len(noise_scales) < 2:
         raise ValueError(f"the spread between runs needs at least 2 runs; got {len(noise_scales)}.")
@@ -229,7 +236,7 @@ def pool_runs(noise_scales: Sequence[NoiseScale]) -> NoiseScale:
 
 
 def _check_alike(noise_scales: Sequence[NoiseScale]) -> None:
-    for name in ("modules", "target", "confidence"):
+    for name in ("modules", "target", "confidence", "geometry"):
         found = {tuple(value) if name == "modules" else value for value in (getattr(s, name) for s in noise_scales)}
         if len(found) > 1:
             raise ValueError(f"all noise scales must have the same {name}; got {sorted(found)}.")
@@ -353,7 +360,7 @@ def _from_inverse(
     num_steps = sum(scale.num_steps for scale in noise_scales)
     needed = (two_sided / inverse) ** 2 * num_steps if inverse > 0 else math.inf
     return _noise_scale(
-        _Setting(first.confidence, first.target, sum(scale.num_skipped for scale in noise_scales)),
+        _Setting(first.confidence, first.target, sum(scale.num_skipped for scale in noise_scales), first.geometry),
         value=1 / inverse if inverse else None,
         interval=(_inverse(inverse + two_sided), _inverse(inverse - two_sided)),
         at_least=_inverse(inverse + one_sided),
@@ -393,6 +400,7 @@ def _noise_scale(
         confidence=setting.confidence,
         target=setting.target,
         modules=modules or {},
+        geometry=setting.geometry,
     )
 
 

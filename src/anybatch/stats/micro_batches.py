@@ -6,14 +6,16 @@ from typing import final
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from anybatch.stats.geometry import choose_preconditioner
 from anybatch.stats.groups import ModulePrefixes, find_ddp
-from anybatch.stats.moments import GradientMoments
+from anybatch.stats.moments import Geometry, GradientMoments
 from anybatch.stats.sub_batches import SubBatchSource
 
 
 @final
-class MicroBatches(SubBatchSource):
+class MicroBatches(SubBatchSource[GradientMoments]):
     """Measure the micro-batches of a gradient-accumulation step, on one device.
 
     Changes no gradient, parameter, buffer or random state, and holds no gradient: hooks live inside
@@ -24,6 +26,7 @@ class MicroBatches(SubBatchSource):
         module_prefixes: see `group_parameters`.
 
     Raises:
+        InputError: an unknown geometry, or "adam" without an optimizer of its kind.
         TypeError: parameters are sharded (FSDP, DTensor), or the model is wrapped in DistributedDataParallel
             over more than one rank, where `Ranks` is the source.
 
@@ -41,13 +44,17 @@ class MicroBatches(SubBatchSource):
         (('weight', 'bias'), [4.0, 8.0])
     """
 
-    def __init__(self, model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
-        super().__init__(model, module_prefixes)
-        ddp = find_ddp(model)
-        if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
-            raise TypeError(
-                "MicroBatches measures one device; got a DistributedDataParallel model. Use anybatch.stats.Ranks."
-            )
+    def __init__(
+        self,
+        model: nn.Module,
+        module_prefixes: ModulePrefixes | None = None,
+        *,
+        geometry: Geometry = "sgd",
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        super().__init__(model, module_prefixes, choose_preconditioner(geometry, optimizer))
+        self._geometry: Geometry = geometry
+        refuse_ranks(model, "MicroBatches", "Ranks")
 
     def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
         """Join the parts recorded since the last call; after the last `backward()`, before unscale, clip, step.
@@ -62,4 +69,22 @@ class MicroBatches(SubBatchSource):
             ValueError: fewer than two parts.
             RuntimeError: no part at all, or gradients changed since the last `backward()`.
         """
-        return GradientMoments.from_parts(self.modules, *self._take_parts(loss_scale))
+        return GradientMoments.from_parts(self.modules, *self._take_parts(loss_scale), self._geometry)
+
+
+def refuse_ranks(model: nn.Module, source: str, source_of_ranks: str) -> None:
+    """Refuse a data-parallel model over more than one rank.
+
+    Args:
+        model: the model.
+        source: name of the class that measures one device.
+        source_of_ranks: name of the one that measures ranks.
+
+    Raises:
+        TypeError: there are several ranks.
+    """
+    ddp = find_ddp(model)
+    if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
+        raise TypeError(
+            f"{source} measures one device; got a DistributedDataParallel model. Use anybatch.stats.{source_of_ranks}."
+        )

@@ -15,9 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Geometry = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,7 @@ class GradientMoments:
         num_non_finite: scalar, how many parts had a NaN or an infinity in their gradient; 1 where only their sum
             has, as when half precision overflows. Where it is not zero, the moments are not finite either and
             `estimate_noise_scale` leaves the step out, and says so.
+        geometry: what |g|^2 stands for: "sgd" for the plain one, "adam" for g^T P g of `AdamPreconditioner`.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1. Differs: any number of parts, of any sizes and
     weights.
@@ -47,6 +52,7 @@ class GradientMoments:
     mean_of_sq_norms: Tensor
     sq_norm_of_mean: Tensor
     num_non_finite: Tensor
+    geometry: Geometry = "sgd"
 
     @classmethod
     def from_gradients(
@@ -90,6 +96,7 @@ class GradientMoments:
         factors: Sequence[float],
         part_sq_norms: Tensor,
         sum_sq_norm: Tensor,
+        geometry: Geometry = "sgd",
     ) -> GradientMoments:
         """Take the moments of parts of which only norms are known, as they lie in `p.grad`.
 
@@ -99,6 +106,7 @@ class GradientMoments:
             factors: K factors that the parts' mean gradients carry.
             part_sq_norms: (K, M), |f_i g_i|^2.
             sum_sq_norm: (M,), |sum f_i g_i|^2.
+            geometry: of the norms.
 
         Returns:
             The moments; weights are the factors divided by their sum.
@@ -120,6 +128,7 @@ class GradientMoments:
             num_non_finite=torch.maximum(
                 (~part_sq_norms.isfinite()).any(1).sum(), (~sum_sq_norm.isfinite()).any().long()
             ),
+            geometry=geometry,
         )
 
     def grad_var_trace(self) -> Tensor:
@@ -128,7 +137,7 @@ class GradientMoments:
         Returns:
             (M,), unbiased; never negative up to rounding.
         """
-        a, b = self._inverse_sizes()
+        a, b = self._inverse_sizes
         return (self.mean_of_sq_norms - self.sq_norm_of_mean) / (a - b)
 
     def grad_sq_norm(self) -> Tensor:
@@ -137,9 +146,10 @@ class GradientMoments:
         Returns:
             (M,), unbiased; may be negative.
         """
-        a, b = self._inverse_sizes()
+        a, b = self._inverse_sizes
         return (a * self.sq_norm_of_mean - b * self.mean_of_sq_norms) / (a - b)
 
+    @cached_property
     def _inverse_sizes(self) -> tuple[Tensor, Tensor]:
         return (self.weights / self.sizes).sum(), (self.weights.square() / self.sizes).sum()
 

@@ -7,16 +7,21 @@ squared norm inside the hook, so that no gradient outlives the backward pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from anybatch.stats.groups import ModulePrefixes, group_parameters
-from anybatch.stats.moments import GradientMoments, widest_dtype
+from anybatch.stats.moments import widest_dtype
+
+Measurement = TypeVar("Measurement")
+Preconditioner = Callable[[nn.Parameter], Tensor | None]  # what a gradient is multiplied with before its norm is taken
+Row = list[Tensor | None]  # a squared norm per parameter; None where there is no gradient
 
 CHANGED = (
     "gradients and parameters must stay as backward() left them from the first sub_batch() to finish(); they were "
@@ -28,13 +33,19 @@ CHANGED = (
 class _Part:
     size: float
     weight: float | None
-    sq_norms: list[Tensor | None]
+    sq_norms: Row
 
 
-class SubBatchSource(ABC):
+class SubBatchSource(ABC, Generic[Measurement]):
     """Records the sub-batches of one optimizer step after another; what `finish` joins is up to the child."""
 
-    def __init__(self, model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        module_prefixes: ModulePrefixes | None = None,
+        preconditioner: Preconditioner | None = None,
+    ) -> None:
+        self._preconditioner = preconditioner
         groups = group_parameters(model, module_prefixes)
         self.modules = tuple(groups)
         self._parameters = [parameter for group in groups.values() for parameter in group]
@@ -67,9 +78,9 @@ class SubBatchSource(ABC):
         """
         self._check_arguments(size, weight)
         self._check_untouched()
-        sq_norms: list[Tensor | None] = [None] * len(self._parameters)
+        sq_norms: Row = [None] * len(self._parameters)
         handles = [
-            parameter.register_hook(partial(_record, sq_norms, index))
+            parameter.register_hook(partial(self._record, sq_norms, index))
             for index, parameter in enumerate(self._parameters)
             if parameter.requires_grad
         ]
@@ -90,25 +101,44 @@ class SubBatchSource(ABC):
         self._smallest_sq_norm = _grad_sq_norm(self._smallest)
 
     @abstractmethod
-    def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
+    def finish(self, loss_scale: float | Tensor = 1.0) -> Measurement:
         """Join the parts recorded since the last call."""
 
-    def _take_parts(self, loss_scale: float | Tensor) -> tuple[list[float], list[float], Tensor, Tensor]:
-        """Return sizes (K), factors (K), |f_i g_i|^2 (K, M) and |p.grad|^2 (M,), and forget the parts."""
+    def _take_parts(
+        self, loss_scale: float | Tensor, rows: Sequence[Row] | None = None
+    ) -> tuple[list[float], list[float], Tensor, Tensor]:
+        """Return sizes (K), factors (K), squared norms (R, M) and |p.grad|^2 (M,), and forget the parts.
+
+        The squared norms are those of the given rows per parameter, or else the parts' own, |f_i g_i|^2.
+        """  # noqa: DOC501
         if not self._parts:
             raise RuntimeError("finish() must follow at least one sub_batch(); got none.")
         self._check_untouched()
         self._check_scaled()
         sizes = [part.size for part in self._parts]
         factors = [part.size / sum(sizes) if part.weight is None else float(part.weight) for part in self._parts]
-        rows = [part.sq_norms for part in self._parts]
-        rows.append([_grad_sq_norm(parameter) for parameter in self._parameters])
+        own = [part.sq_norms for part in self._parts] if rows is None else rows
+        whole = [None if p.grad is None else self._sq_norm(p, p.grad) for p in self._parameters]
         self._reset()
-        norms = self._per_module(rows)
+        norms = self._per_module([*own, whole])
         norms = norms / torch.as_tensor(loss_scale).to(norms).square()
         return sizes, factors, norms[:-1], norms[-1]
 
-    def _per_module(self, rows: list[list[Tensor | None]]) -> Tensor:
+    def _sq_norm(self, parameter: nn.Parameter, grad: Tensor) -> Tensor:
+        factor = None if self._preconditioner is None else self._preconditioner(parameter)
+        return sq_norm(grad if factor is None else grad.detach() * factor)
+
+    def _record(self, sq_norms: Row, index: int, grad: Tensor | None) -> None:
+        if grad is None:  # a custom autograd function returned none for this parameter
+            return
+        if sq_norms[index] is not None:
+            raise RuntimeError(
+                "sub_batch() must hold one backward() that reaches each parameter once; one was reached twice. "
+                "Give each backward() a sub_batch of its own; with activation checkpointing set use_reentrant=False."
+            )
+        sq_norms[index] = self._sq_norm(self._parameters[index], grad)
+
+    def _per_module(self, rows: Sequence[Row]) -> Tensor:
         wide = widest_dtype(self._device)
         found = [value for row in rows for value in row if value is not None]
         if self._is_mixed:
@@ -145,7 +175,7 @@ class SubBatchSource(ABC):
             self._reset()
             raise RuntimeError(CHANGED)
 
-    def _check_accumulated(self, sq_norms: list[Tensor | None], versions: list[int]) -> None:
+    def _check_accumulated(self, sq_norms: Row, versions: list[int]) -> None:
         for parameter, norm, version in zip(self._parameters, sq_norms, versions, strict=True):
             if parameter._version != version or (norm is not None and parameter.grad is None):
                 raise RuntimeError(
@@ -190,17 +220,6 @@ def _grad_sq_norm(parameter: nn.Parameter) -> Tensor | None:
 
 def _address(grad: Tensor) -> int:
     return grad._values().data_ptr() if grad.is_sparse else grad.data_ptr()
-
-
-def _record(sq_norms: list[Tensor | None], index: int, grad: Tensor | None) -> None:
-    if grad is None:  # a custom autograd function returned none for this parameter
-        return
-    if sq_norms[index] is not None:
-        raise RuntimeError(
-            "sub_batch() must hold one backward() that reaches each parameter once; one was reached twice. "
-            "Give each backward() a sub_batch of its own; with activation checkpointing set use_reentrant=False."
-        )
-    sq_norms[index] = sq_norm(grad)
 
 
 def _refuse_sharded(model: nn.Module, parameters: list[nn.Parameter]) -> None:

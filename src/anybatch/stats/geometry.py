@@ -1,0 +1,116 @@
+"""In which coordinates are gradients measured: plain ones, or those in which Adam's step is a plain gradient step?"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from anybatch.errors import InputError
+from anybatch.stats.moments import Geometry
+
+
+class AdamPreconditioner:
+    r"""What gradients are multiplied with to be seen as Adam's step sees them: (sqrt(v_hat) + eps)^(-1/2).
+
+    With the diagonal P = 1 / (sqrt(v_hat) + eps), an optimizer that steps along P g has the expected loss change, to
+    second order,
+
+        -lr G^T P G + lr^2/2 (G^T P H P G + tr(P H P S) / B),
+
+    and wins most at a rate that falls as 1 / (1 + noise scale / B), where noise scale = tr(P H P S) / (G^T P H P G). In
+    the coordinates y = P^(-1/2) x its step is a plain gradient step: gradients become P^(1/2) g and the Hessian
+    P^(1/2) H P^(1/2). Where that one is a multiple of the identity, as SGD's noise scale supposes of H itself,
+
+        noise scale = tr(P S) / (G^T P G),
+
+    so each gradient is multiplied with the power 1/2 of P, about v^(-1/4), and its squared norm is g^T P g. With H
+    itself a multiple of the identity P would be squared; that is not the curvature a preconditioner is made for.
+
+    P is the optimizer's of the moment: v_hat holds earlier steps' gradients alone, so that P does not depend on the
+    samples that are measured and both moments stay unbiased. It may not change between the parts of a step, and cannot:
+    a step of the optimizer in between is refused. Momentum, the decay of weights and different rates of parameter
+    groups are left out.
+
+    Args:
+        optimizer: Adam, AdamW, NAdam, RAdam or another one whose state has `exp_avg_sq` and `step`.
+
+    Raises:
+        InputError: its parameter groups have no `betas` and `eps`.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
+        >>> optimizer = torch.optim.Adam([weight], eps=0.0)
+        >>> weight.grad = torch.tensor([2.0, 4.0])
+        >>> optimizer.step()
+        >>> AdamPreconditioner(optimizer)(weight).square()
+        tensor([0.5000, 0.2500])
+
+    Source:
+        McCandlish et al. 2018, arXiv:1812.06162, equations 2.4 to 2.8 for plain gradient steps; Kingma and Ba 2015,
+        arXiv:1412.6980, algorithm 1 for v_hat. The noise scale of a preconditioned step is derived here.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not all("betas" in group and "eps" in group for group in optimizer.param_groups):
+            raise InputError(
+                "optimizer must have betas and eps, as Adam has, for geometry 'adam'; "
+                f"got {type(optimizer).__name__}. Measure with geometry='sgd'."
+            )
+        self._optimizer = optimizer
+
+    def has_state(self) -> bool:
+        """Tell whether the optimizer has stepped."""
+        return any("exp_avg_sq" in state for state in self._optimizer.state.values())
+
+    def __call__(self, parameter: nn.Parameter) -> Tensor:
+        """Return P^(1/2) of one parameter, computed anew and not kept.
+
+        Args:
+            parameter: of the optimizer.
+
+        Returns:
+            As the parameter's shape, in float32 or wider.
+
+        Raises:
+            RuntimeError: the optimizer does not hold the parameter or has not updated it yet.
+        """
+        state = self._optimizer.state.get(parameter, {})
+        if "exp_avg_sq" not in state:
+            raise RuntimeError(
+                "geometry 'adam' must find the optimizer's second moments of every parameter that has a gradient; "
+                f"got none for one of shape {tuple(parameter.shape)}. Measure after the optimizer's first step."
+            )
+        group = self._group(parameter)
+        second = state.get("max_exp_avg_sq", state["exp_avg_sq"]) if group.get("amsgrad") else state["exp_avg_sq"]
+        correction = 1 - group["betas"][1] ** state["step"]
+        wide = torch.promote_types(second.dtype, torch.float32)
+        return (second.to(wide) / correction).sqrt_().add_(group["eps"]).rsqrt_()
+
+    def _group(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return next(g for g in self._optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+
+def choose_preconditioner(geometry: Geometry, optimizer: Optimizer | None) -> AdamPreconditioner | None:
+    """Return what gradients are multiplied with in a geometry.
+
+    Args:
+        geometry: "sgd" or "adam".
+        optimizer: whose second moments "adam" reads.
+
+    Returns:
+        None for "sgd".
+
+    Raises:
+        InputError: an unknown geometry, or "adam" without an optimizer of its kind.
+    """
+    if geometry not in get_args(Geometry):
+        raise InputError(f"geometry must be one of {', '.join(get_args(Geometry))}; got {geometry!r}.")
+    if geometry == "sgd":
+        return None
+    if optimizer is None:
+        raise InputError("geometry 'adam' must come with the optimizer; got none. Pass optimizer=.")
+    return AdamPreconditioner(optimizer)
