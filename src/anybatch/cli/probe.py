@@ -14,8 +14,10 @@ from anybatch.decide.noise_scale import Target
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing import ProbeInterrupted, ProbeResult
 from anybatch.probing import probe as measure
+from anybatch.probing import verify as check_prediction
 from anybatch.probing.probe import Autocast
 from anybatch.probing.recommend import Objective
+from anybatch.probing.verify import DEFAULT_BUDGET
 from anybatch.workloads import load_workload
 
 UNITS = ("", "k", "m", "g", "t")
@@ -58,14 +60,31 @@ def probe(
     autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. [default: full]")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Workers of the data loader.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Train briefly at several batch sizes and lay the measured time beside it."),
+    ] = False,
+    verify_budget: Annotated[
+        float, typer.Option(help="Seconds for these runs, about; sizes that it does not hold are skipped and said.")
+    ] = DEFAULT_BUDGET,
+    verify_target: Annotated[
+        float | None,
+        typer.Option(help="Train to this loss on training samples. [default: set from a small-batch run]"),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs of --verify: finished ones are not run again.")] = Path(
+        "runs"
+    ),
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Measure a workload and say which batch size it deserves.
 
     It finds the largest micro-batch that trains, how fast each size is, and how noisy gradients are along short runs;
-    and joins them in one recommendation, with a reason for every number.
+    and joins them in one recommendation, with a reason for every number. With --verify it checks that advice: runs to
+    one loss at several batch sizes, each at its own best rate. The same command again takes up what is in --runs.
 
     [b]anybatch probe digits --report probe.html[/b]
+
+    [b]anybatch probe digits --verify --report probe.html[/b]
 
     [b]anybatch probe path/to/file.py:function --memory 8GB --json probe.json[/b]
 
@@ -77,8 +96,9 @@ def probe(
     console = Console(quiet=not is_first_rank(), highlight=False)
     try:
         with told_by_bars() as told:
+            loaded = load_workload(workload, data_root)
             result = measure(
-                load_workload(workload, data_root),
+                loaded,
                 batch_size=batch_size,
                 objective=objective,
                 devices=numbers("--devices", devices, int),
@@ -90,8 +110,19 @@ def probe(
                 autocast=autocast,
                 num_workers=num_workers,
                 seed=seed,
+                runs=runs if verify else None,
                 progress=told,
             )
+            if verify:
+                result = check_prediction(
+                    loaded,
+                    result,
+                    runs=runs,
+                    budget=verify_budget,
+                    target_loss=verify_target,
+                    device=device,
+                    progress=told,
+                )
     except ProbeInterrupted as error:
         _show(error.partial, console, outputs)
         raise RunError("interrupted; what was measured before is above and in the files you asked for.") from None

@@ -53,6 +53,7 @@ class NoiseCurve:
 
     Attributes:
         points: of the first run, in the order of training; a single one for a checkpoint.
+        more_points: those of each further run.
         runs: each run's harmonic mean over its small-batch samples.
         average: the runs' harmonic mean; with 3 runs or more its interval holds the spread between runs.
         batch_size: of the runs; None for a checkpoint.
@@ -73,6 +74,21 @@ class NoiseCurve:
     size_per_sample: float
     metrics: Mapping[str, float]
     reason: str
+    more_points: tuple[tuple[NoisePoint, ...], ...] = ()
+
+    def average_to(self, loss: float) -> NoiseScale:
+        """Return the runs' harmonic mean over the way down to a loss: the noise scale grows on the way.
+
+        Args:
+            loss: where each run is cut, between two points; one that does not get there counts as a whole.
+
+        Returns:
+            The mean; of a checkpoint its one point.
+        """
+        if self.batch_size is None:
+            return self.average
+        means = [average(points, self.batch_size, until=loss) for points in (self.points, *self.more_points)]
+        return pool_runs(means) if len(means) > 1 else means[0]
 
 
 def measure_noise_along_runs(
@@ -145,7 +161,10 @@ def measure_noise_along_runs(
     mean = pool_runs(averages) if len(runs) > 1 else averages[0]
     lr_scale = run_lr_scale(workload, batch_size)
     reason = _why(runs, mean, batch_size, share)
-    return NoiseCurve(tuple(runs[0]), averages, mean, batch_size, lr_scale, share, size_per_sample, metrics, reason)
+    more = tuple(tuple(points) for points in runs[1:])
+    return NoiseCurve(
+        tuple(runs[0]), averages, mean, batch_size, lr_scale, share, size_per_sample, metrics, reason, more
+    )
 
 
 def measure_noise_at_checkpoint(
@@ -214,7 +233,7 @@ def run_lr_scale(workload: Workload, batch_size: int) -> float:
     return 1.0 if workload.base_batch_size is None else math.sqrt(batch_size / workload.base_batch_size)
 
 
-def average(points: Sequence[NoisePoint], batch_size: int) -> NoiseScale:
+def average(points: Sequence[NoisePoint], batch_size: int, until: float = -math.inf) -> NoiseScale:
     """Average the noise scale over the stretches between points, by the small-batch samples each stands for.
 
     A stretch of n samples at batch b and noise scale s stands for n / (1 + b / s) samples of a very small batch.
@@ -222,17 +241,21 @@ def average(points: Sequence[NoisePoint], batch_size: int) -> NoiseScale:
     Args:
         points: in the order of training.
         batch_size: of the run.
+        until: the loss at which the run is cut, where it first gets there; default: it is taken as a whole.
 
     Returns:
         The harmonic mean, see `average_noise_scale`.
     """
     weights = [0.0] * len(points)
     for index, (before, after) in enumerate(pairwise(points)):
-        inverse = max(0.0, (before.noise_scale.inverse + after.noise_scale.inverse) / 2)
-        stretch = (after.num_samples - before.num_samples) / (1 + batch_size * inverse)
-        weights[index] += stretch / 2
-        weights[index + 1] += stretch / 2
-    return average_noise_scale([point.noise_scale for point in points], weights if len(points) > 1 else None)
+        if before.loss <= until:
+            break
+        share = 1.0 if after.loss > until else (before.loss - until) / (before.loss - after.loss)
+        inverse = max(0.0, (1 - share / 2) * before.noise_scale.inverse + share / 2 * after.noise_scale.inverse)
+        stretch = share * (after.num_samples - before.num_samples) / (1 + batch_size * inverse)
+        weights[index] += stretch * (1 - share / 2)
+        weights[index + 1] += stretch * share / 2
+    return average_noise_scale([point.noise_scale for point in points], weights if any(weights) else _first(points))
 
 
 @dataclass(frozen=True)
@@ -289,6 +312,10 @@ def _run_length(workload: Workload, batch_size: int, affordable: float) -> tuple
     planned = (workload.epochs or DEFAULT_EPOCHS) * workload.num_samples
     length = min(planned, affordable)
     return int(length), None if workload.epochs is None else length / planned
+
+
+def _first(points: Sequence[NoisePoint]) -> list[float]:
+    return [1.0, *[0.0] * (len(points) - 1)]
 
 
 def _part_size(model: nn.Module, batch_size: int, runtime: Runtime, sizes: MicroBatchSizes) -> int | None:

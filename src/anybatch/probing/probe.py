@@ -24,8 +24,10 @@ from anybatch.probing.noise import (
     run_batch_size,
 )
 from anybatch.probing.noise_meter import MicroBatchSizes
+from anybatch.probing.normalization import NormalizationError, measure_normalization_error
 from anybatch.probing.recommend import Objective
 from anybatch.probing.result import ProbeResult
+from anybatch.probing.stored_probe import probe_once
 from anybatch.probing.throughput import measure_throughput
 from anybatch.seeds import derive_seed
 from anybatch.train.checkpoint import load_weights, put_weights
@@ -85,6 +87,7 @@ def probe(
     autocast: Autocast | None = None,
     num_workers: int = 0,
     seed: int = 0,
+    runs: str | Path | None = None,
     progress: Progress = silent,
 ) -> ProbeResult:
     """Measure a workload and recommend a batch size, with a reason for every number and intervals for the estimates.
@@ -104,6 +107,8 @@ def probe(
         autocast: precision of forward passes; None for full precision.
         num_workers: of the data loader.
         seed: of weights and samples.
+        runs: folder to keep the result in; the same call on the same machine reads it there instead of measuring. The
+            training set needs a length then.
         progress: told how far each stage is.
 
     Returns:
@@ -129,7 +134,10 @@ def probe(
         batch_size, objective, tuple(devices), target, memory, budget, path, autocast, num_workers, seed
     )
     _check(settings, workload, runtime)
-    return _Probe(workload, runtime, settings, progress).run()
+    measured = _Probe(workload, runtime, settings, progress)
+    if runs is None:
+        return measured.run()
+    return probe_once(workload, runtime, runs, asdict(settings), measured.run)
 
 
 class _Probe:
@@ -231,6 +239,18 @@ class _Probe:
             objective=self.settings.objective,
             devices=self.settings.devices,
         )
+        self.result = replace(self.result, normalization=self._normalization())
+
+    def _normalization(self) -> NormalizationError | None:
+        assert self.result.recommendation is not None
+        model = start_training(self.workload, Runtime(self.runtime.device), seed=self.settings.seed).model
+        if self.weights is not None:
+            put_weights(model, self.weights)
+        size = self.result.recommendation.micro_batch_size
+        found = measure_normalization_error(
+            self.workload, self.runtime, model, micro_batch_size=size, seed=derive_seed(self.settings.seed, "norms")
+        )
+        return self.runtime.broadcast(found)
 
     def _samples_per_second(self) -> float:
         batch_size = run_batch_size(self.workload, self.runtime, self.min_micro_batch_size)

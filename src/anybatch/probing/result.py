@@ -13,8 +13,10 @@ from anybatch.probing.input_check import ProbeWarning
 from anybatch.probing.law import SampleLaw
 from anybatch.probing.memory import MemoryLimit
 from anybatch.probing.noise import NoiseCurve
+from anybatch.probing.normalization import NormalizationError
 from anybatch.probing.recommend import CurvePoint, DevicePoint, DiminishingReturns, Recommendation
 from anybatch.probing.throughput import KNEE_SHARE, ThroughputCurve
+from anybatch.probing.verification import Verification
 from anybatch.train.plain import Exportable, plain
 
 
@@ -34,6 +36,8 @@ class ProbeResult(Exportable):
         devices: predicted speed-up of several devices.
         diminishing_devices: from where on the efficiency is below one half.
         recommendation: the batch size and how to make it.
+        normalization: how wrong batch norm's statistics are at the recommended micro-batch; None without batch norm.
+        verification: the prediction against training at several batch sizes; see `verify`.
         warnings: what makes accumulation unequal to a large batch, or the advice uncertain.
         seconds: what each measurement cost, and the total.
         partial: whether the probe ended early.
@@ -50,6 +54,8 @@ class ProbeResult(Exportable):
     devices: tuple[DevicePoint, ...] = ()
     diminishing_devices: DiminishingReturns | None = None
     recommendation: Recommendation | None = None
+    normalization: NormalizationError | None = None
+    verification: Verification | None = None
     warnings: tuple[ProbeWarning, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     partial: bool = False
@@ -72,6 +78,8 @@ class ProbeResult(Exportable):
             "devices": self.devices,
             "diminishing_devices": self.diminishing_devices,
             "recommendation": self.recommendation,
+            "normalization": self.normalization,
+            "verification": self.verification,
             "warnings": self.warnings,
             "seconds": self.seconds,
         }

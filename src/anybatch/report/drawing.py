@@ -12,6 +12,7 @@ from anybatch.report.wording import Bounds, Record, bounds_of, number
 Axis = Literal["x", "y"]
 
 BLUE, VERMILION, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#808080"
+RED, BLACK = "#C8102E", "#404040"
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#E69F00", "#56B4E9", GREY)
 FONT = "system-ui, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 LONGEST_NAME = 24
@@ -149,11 +150,11 @@ def add_estimates(
     add_line(figure, [(place, bounds.value) for place, bounds in estimates], name, colour, texts, marker=marker)
 
 
-def add_mark(figure: go.Figure, axis: Axis, value: float, name: str, dash: str = "dash") -> None:
+def add_mark(figure: go.Figure, axis: Axis, value: float, name: str, dash: str = "dash", colour: str = GREY) -> None:
     """Mark one value of an axis by a line across the chart, named in the legend."""
     across = "y" if axis == "x" else "x"
     ends = {f"{axis}0": value, f"{axis}1": value, f"{across}0": 0, f"{across}1": 1, f"{across}ref": "paper"}
-    line = {"color": GREY, "width": 1.5, "dash": dash}
+    line = {"color": colour, "width": 1.5, "dash": dash}
     figure.add_shape(type="line", line=line, layer="below", name=name, showlegend=True, **ends)
 
 

@@ -12,9 +12,20 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from anybatch.report import comparison_rows, comparison_summaries, comparison_tables, probe_summaries, wording
+from anybatch.report import (
+    comparison_rows,
+    comparison_summaries,
+    comparison_tables,
+    probe_summaries,
+    safe_run_summaries,
+    safe_run_tables,
+    verification_rows,
+    wording,
+)
 from anybatch.report.comparison_charts import COMPARISON_CHARTS, choices
 from anybatch.report.probe_charts import PROBE_CHARTS
+from anybatch.report.safe_run_charts import SAFE_RUN_CHARTS
+from anybatch.report.verification_charts import VERIFICATION_CHARTS
 from anybatch.report.wording import Record
 
 Charts = Mapping[str, Callable[[Record], go.Figure]]
@@ -33,7 +44,8 @@ def render_probe(record: Record) -> str:
     Returns:
         The whole page, with plotly.js inlined once; it loads nothing.
     """
-    return _render("probe", record, PROBE_CHARTS, probe_summaries)
+    charts = {**VERIFICATION_CHARTS, **PROBE_CHARTS}
+    return _render("probe", record, charts, probe_summaries, verification=verification_rows)
 
 
 def render_comparison(record: Record) -> str:
@@ -47,6 +59,18 @@ def render_comparison(record: Record) -> str:
     """
     more = {"rows": comparison_rows, "tables": comparison_tables, "choices": choices(record)}
     return _render("comparison", record, COMPARISON_CHARTS, comparison_summaries, **more)
+
+
+def render_safe_run(record: Record) -> str:
+    """Render the record of a safe policy gradient as one self-contained HTML page.
+
+    Args:
+        record: what `anybatch safe-pg --json` writes, of a run with an update or more.
+
+    Returns:
+        The whole page, with plotly.js inlined once; it loads nothing.
+    """
+    return _render("safe_run", record, SAFE_RUN_CHARTS, safe_run_summaries, tables=safe_run_tables)
 
 
 def _render(kind: str, record: Record, charts: Charts, words: ModuleType, **more: Any) -> str:

@@ -135,6 +135,12 @@ def memory_summary(record: Record) -> str:
     return sentences(missing, memory.get("reason"))
 
 
+def normalization_summary(record: Record) -> str:
+    """Return how wrong batch norm's statistics are at the recommended micro-batch; empty where there are none."""
+    found = record.get("normalization")
+    return sentences(found.get("reason")) if found else ""
+
+
 def devices_summary(record: Record) -> str:
     """Return from where on more devices pay little, and why."""
     if not record.get("devices"):

@@ -8,8 +8,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from anybatch.report import comparison_summaries, comparison_tables, probe_summaries
+from anybatch.report import (
+    comparison_summaries,
+    comparison_tables,
+    probe_summaries,
+    safe_run_summaries,
+    safe_run_tables,
+    verification_rows,
+)
 from anybatch.report.wording import Record, memory_size, noise_bounds, number, percent, sentences, span
+
+WORST_NORMS = 3
 
 
 def print_probe(record: Record, console: Console) -> None:
@@ -23,8 +32,14 @@ def print_probe(record: Record, console: Console) -> None:
     _print_section(console, "Noise scale", noise, _noise(record))
     _print_section(console, "Throughput", probe_summaries.throughput_summary(record), _throughput(record))
     _print_section(console, "Memory", probe_summaries.memory_summary(record), _memory(record))
+    if normalization := probe_summaries.normalization_summary(record):
+        _print_section(console, "Normalization", normalization, _normalization(record))
     _print_section(console, "Devices", probe_summaries.devices_summary(record), _devices(record))
     _print_section(console, "Cost", "", _cost(record))
+    if record.get("verification"):
+        told = sentences(verification_rows.verdict_summary(record), verification_rows.target_summary(record))
+        table = verification_rows.sizes_table(record)
+        _print_section(console, "Verification", told, _table(table.heads, table.rows))
     _print_section(console, "Warnings", "\n".join(_warnings(record)) or "None.")
     console.print()
     console.print(_recommendation(record))
@@ -57,10 +72,33 @@ def print_comparison(record: Record, console: Console) -> None:
     console.print(_panel(record, comparison_summaries.headline(record), notice, more))
 
 
+def print_safe_run(record: Record, console: Console) -> None:
+    """Print the record of a safe policy gradient as tables that read well at 80 columns, piped or not.
+
+    Args:
+        record: what `anybatch safe-pg --json` writes, of a run with an update or more.
+        console: where to print.
+    """
+    sections = (
+        ("Updates", safe_run_tables.updates_table(record)),
+        ("Constants", safe_run_tables.constants_table(record)),
+        ("Policies", safe_run_tables.policies_table(record)),
+    )
+    for title, content in sections:
+        _print_section(console, title, "", _table(content.heads, content.rows))
+    _print_section(console, "Notes", "\n".join(safe_run_summaries.notes(record)) or "None.")
+    console.print()
+    more = [Text(), Text(safe_run_summaries.course(record))]
+    console.print(_panel(record, safe_run_summaries.headline(record), safe_run_summaries.interruption(record), more))
+
+
 def _recommendation(record: Record) -> Panel:
     rows = probe_summaries.advice_rows(record)
     advice = [Text(), _table(("", "value>", "range>", "why"), rows)] if rows else []
-    return _panel(record, probe_summaries.headline(record), probe_summaries.interruption(record), advice)
+    sentence = verification_rows.verification_of(record).get("sentence")
+    measured = [Text(), Text(sentence, style="bold")] if sentence else []
+    notice = probe_summaries.interruption(record)
+    return _panel(record, probe_summaries.headline(record), notice, [*measured, *advice])
 
 
 def _panel(record: Record, headline: str, notice: str, more: Sequence[Text | Table]) -> Panel:
@@ -113,6 +151,13 @@ def _memory(record: Record) -> Table:
         for trial in (record.get("memory") or {}).get("trials") or []
     ]
     return _table(("micro-batch>", "peak memory>", ""), rows)
+
+
+def _normalization(record: Record) -> Table:
+    layers = (record.get("normalization") or {}).get("layers") or {}
+    worst = sorted(layers.items(), key=lambda item: -item[1]["mean_error"] - item[1]["log_var_error"])[:WORST_NORMS]
+    rows = [(name, number(error["mean_error"]), number(error["log_var_error"])) for name, error in worst]
+    return _table(("least exact batch norms", "error of the mean (sd)>", "of the log variance>"), rows)
 
 
 def _devices(record: Record) -> Table:

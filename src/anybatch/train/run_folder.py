@@ -109,9 +109,10 @@ class RunFolder:
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, line["updates"])
 
-    def finish(self, result: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
-        """Write the final weights and the result, and drop the checkpoint."""
-        self._write("weights.pt", lambda file: torch.save(dict(weights), file))
+    def finish(self, result: Mapping[str, Any], weights: Mapping[str, Any] | None = None) -> None:
+        """Write the final weights, where they are kept, and the result, and drop the checkpoint."""
+        if weights is not None:
+            self._write("weights.pt", lambda file: torch.save(dict(weights), file))
         self._write("result.json", lambda file: file.write(_json(result)))
         for rest in (self.path / "checkpoint.pt", *self.path.glob("*.part")):
             rest.unlink(missing_ok=True)
