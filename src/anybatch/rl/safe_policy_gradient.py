@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from anybatch.decide.argument_checks import require_count
 from anybatch.decide.error_bounds import Estimator
 from anybatch.decide.safe_step import Mode
 from anybatch.errors import InputError
@@ -17,12 +14,14 @@ from anybatch.rl.deployment import Deployment, Performance
 from anybatch.rl.gradient_estimate import estimate_gradient
 from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.policy import Policy
-from anybatch.rl.safe_run import Iteration, SafeRun, Tell, run_safely
+from anybatch.rl.safe_loop import SafeLoop
+from anybatch.rl.safe_run import Iteration
 from anybatch.rl.task import TaskConstants
 from anybatch.seeds import derive_seed
 
 
-class SafePolicyGradient:
+@final
+class SafePolicyGradient(SafeLoop):
     """Update a Gaussian policy so that each update makes it better, but for a stated probability.
 
     Each update draws a batch, moves the coordinate with the largest gradient as far as the error of the batch allows,
@@ -126,31 +125,12 @@ class SafePolicyGradient:
         self._next_batch_size = min_batch_size
 
     @property
-    def policy(self) -> Any:
-        """The policy as it stands."""
-        return self.deployment.policy
-
-    @property
-    def iterations(self) -> list[Iteration]:
-        """The updates so far."""
-        return self.deployment.iterations
-
-    @property
-    def num_trajectories(self) -> int:
-        """Of all batches so far."""
-        return self.deployment.num_trajectories
-
-    @property
     def next_batch_size(self) -> int:
         """Trajectories of the next batch."""
         return self._next_batch_size
 
     def step(self) -> Iteration:
-        """Take one update.
-
-        Returns:
-            Its record.
-        """
+        """Take one update."""
         deployment, rule = self.deployment, self.rule
         constants = deployment.constants
         estimate = estimate_gradient(
@@ -182,41 +162,11 @@ class SafePolicyGradient:
         self._next_batch_size = decision.step.next_batch_size
         return iteration
 
-    def run(
-        self,
-        num_trajectories: int,
-        *,
-        records: str | Path | None = None,
-        callback: Callable[[Iteration], object] | None = None,
-        tell: Tell | None = None,
-    ) -> SafeRun:
-        """Take updates while the next batch fits the budget; see `run_safely`.
-
-        Args:
-            num_trajectories: of the whole run, what is behind it included.
-            records: file with one JSON object per update.
-            callback: called with each update.
-            tell: shown progress: (stage, fraction, a few words).
-
-        Returns:
-            The run so far.
-        """
-        require_count(num_trajectories=num_trajectories)
-        return run_safely(self, num_trajectories, records=records, callback=callback, tell=tell)
-
-    def result(self) -> SafeRun:
-        """Return the run so far."""
-        return self.deployment.result()
-
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an update changes: tensors and plain values. The policy's code is not saved."""
+        """Return all that an update changes."""
         return {**self.deployment.state_dict(), "next_batch_size": self._next_batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`; what follows equals an uninterrupted run.
-
-        Args:
-            state: as it was saved, of a loop with the same settings.
-        """
+        """Go on from a state of `state_dict`."""
         self.deployment.load_state_dict(state)
         self._next_batch_size = state["next_batch_size"]

@@ -1,18 +1,12 @@
-"""What does a run of safe updates report, and how is it carried to the end of its budget?"""
+"""What does a run of safe updates report?"""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from anybatch.errors import InputError, RunError
+from typing import Any, Literal
 
 Guarantee = Literal["proven", "heuristic", "void"]
-Tell = Callable[[str, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -113,90 +107,6 @@ class SafeRun:
             "iterations": [iteration.to_json() for iteration in self.iterations],
             "reason": self.reason,
         }
-
-
-class SafeLoop(Protocol):
-    """What can be run: both papers' loops."""
-
-    @property
-    def iterations(self) -> list[Iteration]:
-        """The updates so far."""
-        ...
-
-    @property
-    def num_trajectories(self) -> int:
-        """So far."""
-        ...
-
-    @property
-    def next_batch_size(self) -> int:
-        """Trajectories that the next update takes at least."""
-        ...
-
-    def step(self) -> Iteration:
-        """Take one update."""
-        ...
-
-    def result(self) -> SafeRun:
-        """Return the run so far."""
-        ...
-
-
-def run_safely(
-    loop: SafeLoop,
-    num_trajectories: int,
-    *,
-    records: str | Path | None = None,
-    callback: Callable[[Iteration], object] | None = None,
-    tell: Tell | None = None,
-) -> SafeRun:
-    """Take updates while the next batch fits the budget.
-
-    Args:
-        loop: new, or gone some way.
-        num_trajectories: of the whole run, what is behind it included. A batch that grows is completed beyond.
-        records: file with one JSON object per update; written anew with the updates behind the loop.
-        callback: called with each update; what it raises ends the run, and the loop may be saved and go on.
-        tell: shown progress: (stage, fraction, a few words).
-
-    Returns:
-        The run so far.
-
-    Raises:
-        InputError: the budget does not hold the first batch.
-        RunError: the records cannot be written.
-    """
-    if loop.num_trajectories == 0 and loop.next_batch_size > num_trajectories:
-        raise InputError(
-            f"num_trajectories must hold the first batch; got {num_trajectories} for a batch of "
-            f"{loop.next_batch_size}. Raise it, or lower min_batch_size."
-        )
-    if records is not None:
-        _write(records, "w", [iteration.to_json() for iteration in loop.iterations])
-    while loop.num_trajectories + loop.next_batch_size <= num_trajectories:
-        iteration = loop.step()
-        if records is not None:
-            _write(records, "a", [iteration.to_json()])
-        if tell is not None:
-            share = min(iteration.num_trajectories / num_trajectories, 1.0)
-            tell("updates", share, _news(iteration))
-        if callback is not None:
-            callback(iteration)
-    return loop.result()
-
-
-def _news(iteration: Iteration) -> str:
-    performance = iteration.measured_performance if iteration.performance is None else iteration.performance
-    words = f"update {iteration.iteration}, batch {iteration.batch_size}, performance {performance:.5g}"
-    return words if iteration.guarantee == "proven" else f"{words}, guarantee {iteration.guarantee}"
-
-
-def _write(path: str | Path, mode: Literal["w", "a"], lines: list[dict[str, Any]]) -> None:
-    try:
-        with Path(path).open(mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _finite(value: Any) -> Any:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from anybatch.decide.argument_checks import require_count
 from anybatch.decide.error_bounds import Estimator
 from anybatch.decide.smoothing_step import Rule, SmoothingStep
 from anybatch.errors import InputError
@@ -19,13 +16,15 @@ from anybatch.rl.gradient_estimate import GradientBatch
 from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import PolicyClass
-from anybatch.rl.safe_run import Iteration, SafeRun, Tell, run_safely
+from anybatch.rl.safe_loop import SafeLoop
+from anybatch.rl.safe_run import Iteration
 from anybatch.rl.smoothing_rule import SmoothingRule, VectorBoundName
 from anybatch.rl.task import TaskConstants
 from anybatch.seeds import derive_seed
 
 
-class SmoothingPolicyGradient:
+@final
+class SmoothingPolicyGradient(SafeLoop):
     """Update a Gaussian or softmax policy along its whole gradient, so that a run fails with a stated probability.
 
     Each update draws small batches until the error of all of them together allows the step, or until
@@ -119,32 +118,13 @@ class SmoothingPolicyGradient:
         self._best_high = -math.inf
 
     @property
-    def policy(self) -> Any:
-        """The policy as it stands."""
-        return self.deployment.policy
-
-    @property
-    def iterations(self) -> list[Iteration]:
-        """The updates so far."""
-        return self.deployment.iterations
-
-    @property
-    def num_trajectories(self) -> int:
-        """Of all batches so far."""
-        return self.deployment.num_trajectories
-
-    @property
     def next_batch_size(self) -> int:
         """Trajectories that the next update begins with."""
         last = self.iterations[-1].batch_size if self.iterations else 0
         return min(max(round(self.warm_start * last), self.rule.mini_batch_size), self.rule.max_batch_size)
 
     def step(self) -> Iteration:
-        """Take one update.
-
-        Returns:
-            Its record.
-        """
+        """Take one update."""
         deployment, rule = self.deployment, self.rule
         number = len(self.iterations) + 1
         estimate, step, self._best_high = self._collect(number)
@@ -190,41 +170,11 @@ class SmoothingPolicyGradient:
         wanted = max(self.rule.mini_batch_size, round((self.growth - 1) * size))
         return min(wanted, self.rule.max_batch_size - size)
 
-    def run(
-        self,
-        num_trajectories: int,
-        *,
-        records: str | Path | None = None,
-        callback: Callable[[Iteration], object] | None = None,
-        tell: Tell | None = None,
-    ) -> SafeRun:
-        """Take updates while one can begin within the budget; see `run_safely`.
-
-        Args:
-            num_trajectories: of the whole run, what is behind it included.
-            records: file with one JSON object per update.
-            callback: called with each update.
-            tell: shown progress: (stage, fraction, a few words).
-
-        Returns:
-            The run so far.
-        """
-        require_count(num_trajectories=num_trajectories)
-        return run_safely(self, num_trajectories, records=records, callback=callback, tell=tell)
-
-    def result(self) -> SafeRun:
-        """Return the run so far."""
-        return self.deployment.result()
-
     def state_dict(self) -> dict[str, Any]:
-        """Return all that an update changes: tensors and plain values. The policy's code is not saved."""
+        """Return all that an update changes."""
         return {**self.deployment.state_dict(), "best_high": self._best_high}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict`; what follows equals an uninterrupted run.
-
-        Args:
-            state: as it was saved, of a loop with the same settings.
-        """
+        """Go on from a state of `state_dict`."""
         self.deployment.load_state_dict(state)
         self._best_high = state["best_high"]

@@ -1,0 +1,122 @@
+"""What do both papers' loops have in common? A deployed policy, its record, and a budget of trajectories."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from anybatch.decide.argument_checks import require_count
+from anybatch.errors import InputError, RunError
+from anybatch.rl.deployment import Deployment
+from anybatch.rl.safe_run import Iteration, SafeRun
+
+Tell = Callable[[str, float, str], None]
+
+
+class SafeLoop(ABC):
+    """A policy that is updated safely, one batch after another; how far and from how many is up to the child."""
+
+    deployment: Deployment
+
+    @property
+    def policy(self) -> Any:
+        """The policy as it stands."""
+        return self.deployment.policy
+
+    @property
+    def iterations(self) -> list[Iteration]:
+        """The updates so far."""
+        return self.deployment.iterations
+
+    @property
+    def num_trajectories(self) -> int:
+        """Of all batches so far."""
+        return self.deployment.num_trajectories
+
+    @property
+    @abstractmethod
+    def next_batch_size(self) -> int:
+        """Trajectories that the next update begins with."""
+
+    @abstractmethod
+    def step(self) -> Iteration:
+        """Take one update.
+
+        Returns:
+            Its record.
+        """
+
+    def run(
+        self,
+        num_trajectories: int,
+        *,
+        records: str | Path | None = None,
+        callback: Callable[[Iteration], object] | None = None,
+        tell: Tell | None = None,
+    ) -> SafeRun:
+        """Take updates while the next batch fits the budget.
+
+        Args:
+            num_trajectories: of the whole run, what is behind it included. A batch that grows is completed beyond.
+            records: file with one JSON object per update; written anew with the updates behind the loop.
+            callback: called with each update; what it raises ends the run, and the loop may be saved and go on.
+            tell: shown progress: (stage, fraction, a few words).
+
+        Returns:
+            The run so far.
+
+        Raises:
+            InputError: the budget does not hold the first batch.
+            RunError: the records cannot be written.
+        """
+        require_count(num_trajectories=num_trajectories)
+        if self.num_trajectories == 0 and self.next_batch_size > num_trajectories:
+            raise InputError(
+                f"num_trajectories must hold the first batch; got {num_trajectories} for a batch of "
+                f"{self.next_batch_size}. Raise it, or lower min_batch_size."
+            )
+        if records is not None:
+            _write(records, "w", [iteration.to_json() for iteration in self.iterations])
+        while self.num_trajectories + self.next_batch_size <= num_trajectories:
+            iteration = self.step()
+            if records is not None:
+                _write(records, "a", [iteration.to_json()])
+            if tell is not None:
+                share = min(iteration.num_trajectories / num_trajectories, 1.0)
+                tell("updates", share, _news(iteration))
+            if callback is not None:
+                callback(iteration)
+        return self.result()
+
+    def result(self) -> SafeRun:
+        """Return the run so far."""
+        return self.deployment.result()
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that an update changes: tensors and plain values. The policy's code is not saved."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict`; what follows equals an uninterrupted run.
+
+        Args:
+            state: as it was saved, of a loop with the same settings.
+        """
+
+
+def _news(iteration: Iteration) -> str:
+    performance = iteration.measured_performance if iteration.performance is None else iteration.performance
+    words = f"update {iteration.iteration}, batch {iteration.batch_size}, performance {performance:.5g}"
+    return words if iteration.guarantee == "proven" else f"{words}, guarantee {iteration.guarantee}"
+
+
+def _write(path: str | Path, mode: Literal["w", "a"], lines: list[dict[str, Any]]) -> None:
+    try:
+        with Path(path).open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}.") from error
