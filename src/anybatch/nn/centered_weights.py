@@ -81,7 +81,7 @@ def uncenter_weights(model: nn.Module) -> tuple[str, ...]:
         >>> model = nn.Sequential(nn.Linear(4, 2))
         >>> _ = center_weights(model, ["0"])
         >>> uncenter_weights(model), list(model.state_dict())
-        (('0',), ['0.bias', '0.weight'])
+        (('0',), ['0.weight', '0.bias'])
     """
     names = tuple(name for name, module in model.named_modules() if _is_centred(module))
     for name in names:
