@@ -19,6 +19,7 @@ OPTIMIZERS = {
     "SGD foreach": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, nesterov=True, foreach=True),
     "Adam": lambda params: torch.optim.Adam(params, lr=0.01),
     "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01, weight_decay=0.1),
+    "AdamW fused": lambda params: torch.optim.AdamW(params, lr=0.01, fused=True),
     "AdamW tensor rate": lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01), foreach=False),
     "NAdam": lambda params: torch.optim.NAdam(params, lr=0.01),
     "RAdam": lambda params: torch.optim.RAdam(params, lr=0.01),
@@ -306,6 +307,22 @@ def test_check_8_without_scales_a_step_is_the_optimizers_own():
         train(model, optimizer, None, 1)
 
 
+def test_a_copy_scales_the_copied_optimizer_and_leaves_the_first():
+    model, optimizer, agvm = start(lambda params: torch.optim.SGD(params, lr=0.1))
+    set_scales(agvm, **SCALED)
+    other_model, other_optimizer, other = copy.deepcopy((model, optimizer, agvm))
+    other.observe({"body": 0.5, "head": 0.1})
+    backward(other_model)
+    expected = model.head.weight - 0.1 * other.scales["head"] * other_model.head.weight.grad
+    other_optimizer.step()
+    torch.testing.assert_close(other_model.head.weight, expected)
+    assert (other.state_dict()["step"], agvm.state_dict()["step"]) == (1, 0)
+    assert agvm.scales == SCALED
+    backward(model)
+    optimizer.step()
+    assert agvm.state_dict()["step"] == 1
+
+
 def test_after_remove_steps_are_plain():
     model, optimizer, agvm = start()
     bare = BodyAndHead()
@@ -420,6 +437,17 @@ def test_check_11_a_step_that_the_scaler_skips_changes_nothing_and_does_not_coun
     assert agvm.is_due
     scaled_step(model, optimizer, agvm, scaler)
     assert agvm.state_dict()["step"] == 3
+
+
+def test_a_fused_optimizer_that_skips_by_itself_keeps_its_weights_and_counts():
+    model, optimizer, agvm = start(lambda params: torch.optim.AdamW(params, lr=0.1, fused=True))
+    set_scales(agvm, **SCALED)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    weights = copy.deepcopy(model.state_dict())
+    scaler.scale(mean_loss(model, *stack(PARTS[0])) * float("inf")).backward()
+    scaler.step(optimizer)
+    assert same(model.state_dict(), weights)
+    assert agvm.state_dict()["step"] == 1
 
 
 def test_moments_that_are_not_finite_change_nothing():
@@ -551,6 +579,29 @@ def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         AGVM(optimizer, model, **({"module_prefixes": ["body", "head"], "anchor": "body"} | options))
     assert not optimizer._optimizer_step_pre_hooks
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As wrappers do: the groups of another optimizer, which updates the parameters."""
+
+    def __init__(self, inner):
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner = inner
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+def test_an_optimizer_around_another_is_refused_and_the_inner_one_is_scaled():
+    model = BodyAndHead()
+    outer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"got Lookahead, which leaves that to SGD\. Pass the inner one"):
+        AGVM(outer, model, ["body", "head"], anchor="body")
+    set_scales(AGVM(outer.inner, model, ["body", "head"], anchor="body"), **SCALED)
+    before = model.head.weight.detach().clone()
+    backward(model)
+    outer.step()
+    torch.testing.assert_close(model.head.weight, before - 0.2 * model.head.weight.grad)
 
 
 def test_lbfgs_is_refused():

@@ -207,5 +207,22 @@ def test_a_state_of_another_geometry_or_in_the_middle_of_a_step_is_refused():
         monitor.state_dict()
 
 
+def test_a_state_of_other_modules_is_refused():
+    model = BodyAndHead()
+    monitor = NoiseMonitor(model, every=1)
+    train(monitor, model, 2)
+    other = NoiseMonitor(model, module_prefixes={"all": ["body", "head"]})
+    with pytest.raises(InputError, match="must be of the modules all; got body, head"):
+        other.load_state_dict(monitor.state_dict())
+
+
+def test_an_optimizer_that_keeps_no_second_moments_is_told_and_not_waited_for():
+    model = BodyAndHead()
+    optimizer = torch.optim.Adamax(model.parameters())
+    monitor = NoiseMonitor(model, every=2, geometry="adam", optimizer=optimizer)
+    with pytest.raises(RuntimeError, match="second moments"):
+        train(monitor, model, 2, optimizer=optimizer)
+
+
 def test_it_is_at_the_root():
     assert anybatch.NoiseMonitor is NoiseMonitor

@@ -172,13 +172,21 @@ def check_refusals(rank: int, world_size: int) -> dict[str, Any]:
     source = RankHalves(ddp, MODULES)
 
     def under_no_sync() -> None:
+        ddp.zero_grad()
         with ddp.no_sync(), source.sub_batch(4):
             mean_loss(ddp, *stack(parts[0])).backward()
         source.finish()
 
+    def without_no_sync() -> None:
+        for part in (parts[0][:2], parts[0][2:]):
+            with source.sub_batch(2):
+                mean_loss(ddp, *stack(part)).backward()
+
     found = {
+        "refused: without no_sync": refusal(without_no_sync),
         "refused: second hook": refusal(lambda: RankHalves(ddp, MODULES)),
         "refused: finish without a part": refusal(source.finish),
+        "kept after a refusal": str(sum(norm is not None for norm in source._own_half)),
         "refused: under no_sync": refusal(under_no_sync),
     }
     ddp.zero_grad()

@@ -138,11 +138,51 @@ def test_before_the_first_step_there_is_nothing_to_weigh_with():
     assert not AdamPreconditioner(optimizer).has_state()
     source = MicroBatches(model, geometry="adam", optimizer=optimizer)
     with (
-        pytest.raises(RuntimeError, match=r"second moments .* Measure after the optimizer's first step"),
+        pytest.raises(RuntimeError, match=r"second moments.* Measure after the optimizer's first step"),
         source.sub_batch(8),
     ):
         mean_loss(model, *stack(make_samples(8))).backward()
     assert not optimizer.state  # looking for state makes none
+
+
+def test_an_optimizer_without_second_moments_is_refused_by_what_it_keeps():
+    """Adamax has betas and eps, and a largest gradient where Adam has a mean square."""
+    model, optimizer = trained(torch.optim.Adamax)
+    assert AdamPreconditioner(optimizer).has_state()
+    with pytest.raises(RuntimeError, match=r"second moments, `exp_avg_sq` with `step`; got none"):
+        AdamPreconditioner(optimizer)(model.body.weight)
+    with pytest.raises(RuntimeError, match="with one that holds every parameter"):
+        AdamPreconditioner(trained()[1])(model.body.weight)
+
+
+def test_what_adam_has_seen_no_gradient_of_is_left_out():
+    """A word of the first time, and a module that is used for the first time, count nothing beside all others."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"words": nn.Embedding(5, 3), "head": nn.Linear(3, 2), "late": nn.Linear(3, 2)})
+    optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=1e-8)
+
+    def loss(words, late):
+        hidden = model["words"](words)
+        return (model["head"](hidden) + (model["late"](hidden) if late else 0)).square().mean()
+
+    loss(torch.tensor([0, 1, 2]), False).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    source = MicroBatches(model, geometry="adam", optimizer=optimizer)
+    parts = [torch.tensor([0, 1, 4]), torch.tensor([2, 2, 3])]
+    for words in parts:
+        with source.sub_batch(3):
+            (loss(words, True) / 2).backward()
+    found = dict(zip(source.modules, source.finish().mean_of_sq_norms.tolist(), strict=True))
+    wanted = 0.0
+    for words in parts:
+        optimizer.zero_grad()
+        loss(words, True).backward()
+        factor = adam_factor(optimizer, model["words"].weight, BETAS, 1e-8)[:3]
+        wanted += (model["words"].weight.grad[:3] * factor).square().sum().item() / 2
+    assert found["words"] == pytest.approx(wanted, rel=1e-5)
+    assert found["late"] == 0.0
+    assert found["head"] > 0.0
 
 
 def test_geometry_and_optimizer_must_fit():

@@ -204,6 +204,7 @@ def test_after_an_exception_in_a_part_the_source_can_be_used_again(model, parts)
         mean_loss(model, *stack(parts[0])).backward()
     with pytest.raises(KeyboardInterrupt), source.sub_batch(5):
         raise KeyboardInterrupt
+    assert not source._first_half  # no copy of the gradient outlives it
     model.zero_grad()
     halves = accumulate(source, model, parts)
     assert fractions_of(halves) == pytest.approx(twin.cosine_fractions(*half_gradients(model, parts)), abs=2e-6)

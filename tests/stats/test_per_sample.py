@@ -251,6 +251,31 @@ def test_whole_models_equal_the_loop(name):
     assert_equals_loop(make(), inputs)
 
 
+class KeyedTwice(nn.Module):
+    """Attention used twice; the gradient of the keys' bias is zero but for rounding, however it is summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for _ in range(2):
+            hidden = hidden + F.scaled_dot_product_attention(
+                self.queries(hidden), self.keys(hidden), self.values(hidden)
+            )
+        return hidden
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_not_taken_for_samples_that_see_each_other():
+    torch.manual_seed(0)
+    model = KeyedTwice()
+    source = PerSample(model, ["queries", "keys.weight", "keys.bias", "values"])
+    with source.sub_batch(5):
+        model(torch.randn(5, 6, 8)).square().mean().backward()
+    norms = source.sample_sq_norms().sum(0)
+    assert norms[2] < 1e-10 * norms[1]
+
+
 # ------------------------------------------------------------------------------------------- the step
 
 
@@ -350,6 +375,18 @@ class JoinsSamples(nn.Module):
         return self.head(hidden - hidden.mean(0))
 
 
+class AddedAndMultiplied(nn.Module):
+    """A table for all samples whose second use is not an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.first = nn.Embedding(3, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        places = self.places(torch.arange(3))
+        return torch.tanh(self.first(inputs) + places) * places.exp()
+
+
 class Constant(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs, weight):
@@ -373,6 +410,7 @@ class CustomFunction(nn.Module):
 REFUSED = {
     "train-mode batch norm": (lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), (5, 4), "batch norm in train"),
     "a mean over the batch": (JoinsSamples, (5, 4), "'first.* joins samples"),
+    "a table that is not added alone": (AddedAndMultiplied, (5, 3, 4), "'places.weight' .* not the sum of the samples"),
     "samples along the second axis": (lambda: Recurrent(False), (6, 6, 4), "'inner.weight_.h_l0' cannot be told"),
     "another number of rows": (lambda: nn.Sequential(nn.Flatten(0, 1), nn.Linear(4, 2)), (5, 3, 4), "does not tell"),
     "a custom function": (CustomFunction, (5, 4), "no operation with it was seen"),

@@ -150,6 +150,7 @@ def test_check_11_a_gradient_that_overflows_on_one_rank_leaves_the_scales_of_all
         ("second hook", r"TypeError: the DistributedDataParallel model must have no communication hook yet"),
         ("finish without a part", r"RuntimeError: finish\(\) must follow at least one sub_batch\(\); got none"),
         ("under no_sync", r"RuntimeError: gradients must be averaged over ranks.*outside no_sync\(\)"),
+        ("without no_sync", r"RuntimeError: the last sub_batch\(\) of a step alone must be reduced.*under no_sync\(\)"),
     ],
 )
 def test_misuse_is_refused_on_every_rank(ranks, case, message):
@@ -159,6 +160,7 @@ def test_misuse_is_refused_on_every_rank(ranks, case, message):
 
 def test_after_refusals_the_source_can_be_used_again(ranks):
     expected = twin.cosine_fractions(*half_gradients("even", len(ranks)))
+    assert ranks[0]["kept after a refusal"] == "0"
     found = ranks[0]["after refusals"]
     fractions = dict(zip(found["modules"], (1 - found["cosines"]).tolist(), strict=True))
     assert fractions == pytest.approx(expected, rel=1e-4)  # float32

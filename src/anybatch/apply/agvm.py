@@ -14,6 +14,7 @@ from anybatch.apply.split_step import SplitStep
 from anybatch.decide.agvm import agvm_scales, measure_noise_fractions, precondition_like_adam
 from anybatch.errors import InputError
 from anybatch.stats.dense_predictors import find_predictor_modules
+from anybatch.stats.geometry import find_param_group
 from anybatch.stats.groups import ModulePrefixes, group_parameters
 from anybatch.stats.half_batches import HalfBatches
 from anybatch.stats.moments import GradientMoments
@@ -27,11 +28,14 @@ class AGVM:
     Adaptive gradient variance modulator. Every `interval` steps a measurement is observed; from `start_step` on,
     `optimizer.step()` runs module i at rate * scale_i, weight decay and momentum included as the optimizer applies its
     rate to them. The optimizer's own param groups, rates and state are never changed, so that schedulers and GradScaler
-    work as without. A step that GradScaler skips does not count. While all scales are 1 nothing is done at all.
+    work as without. A step that GradScaler skips does not count, but for fused optimizers, whose step it calls and
+    which skip by themselves. While all scales are 1 nothing is done at all. A copy by `copy.deepcopy`, together with
+    its optimizer and model, works on the copies.
 
     Args:
         optimizer: any of torch's except LBFGS, which has one group alone; its param groups may have rates of their own.
-        model: whose parameters it updates; wrapped or not.
+            Of one that wraps another, as Lookahead and Accelerate's do, the inner one.
+        model: whose parameters it updates; wrapped or not. Of those that are unfrozen later nothing is known.
         module_prefixes: see `group_parameters`; "auto" for those of a detector or segmenter, as
             `anybatch.stats.find_predictor_modules` finds them.
         anchor: the module that keeps its rate, which the base rate must suit.
@@ -43,7 +47,7 @@ class AGVM:
 
     Raises:
         InputError: an anchor that is no module, an interval, start, momentum or clamp out of range, an optimizer
-            without a rate, or LBFGS.
+            without a rate, one that wraps another, or LBFGS.
         ValueError: a parameter in no module or in two, or a prefix without a parameter.
 
     Example:
@@ -101,11 +105,8 @@ class AGVM:
                 stacklevel=2,
             )
         self._optimizer = optimizer
-        self._split_step = SplitStep(optimizer, {p: name for name, group in groups.items() for p in group})
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._module_of = {parameter: name for name, group in groups.items() for parameter in group}
+        self._attach()
 
     @property
     def is_due(self) -> bool:
@@ -149,14 +150,13 @@ class AGVM:
             parameter: any.
 
         Returns:
-            1 / (sqrt(beta2 v) + eps), as the parameter's shape; None without second moments, as before the first step
-            or with SGD.
+            1 / (sqrt(beta2 v) + eps), as the parameter's shape, and 0 where v is 0; None without second moments, as
+            before the first step or with SGD.
         """
         second = self._optimizer.state.get(parameter, {}).get("exp_avg_sq")
-        if second is None:
+        group = find_param_group(self._optimizer, parameter)
+        if second is None or group is None:
             return None
-        groups = self._optimizer.param_groups
-        group = next(group for group in groups if any(other is parameter for other in group["params"]))
         return precondition_like_adam(second, group["betas"][1], group["eps"])
 
     def log(self) -> dict[str, float]:
@@ -203,6 +203,22 @@ class AGVM:
     def __exit__(self, *raised: object) -> None:
         self.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: all but the hooks, which hold this optimizer and no other."""
+        return {key: value for key, value in vars(self).items() if key not in ("_split_step", "_handles")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what is copied, and hook the copied optimizer."""
+        vars(self).update(state)
+        self._attach()
+
+    def _attach(self) -> None:
+        self._split_step = SplitStep(self._optimizer, self._module_of)
+        self._handles = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        ]
+
     def _moved(self, fractions: Mapping[str, float], scales: Mapping[str, float] | None) -> dict[str, float]:
         return agvm_scales(fractions, self._anchor, scales, self._momentum, self._clamp)
 
@@ -241,6 +257,12 @@ def _check(optimizer: Optimizer, interval: int, start_step: int) -> None:
     if isinstance(optimizer, LBFGS) or not all("lr" in group for group in optimizer.param_groups):
         raise InputError(
             f"optimizer must have a learning rate per param group; got {type(optimizer).__name__}. Use another one."
+        )
+    inner = next((value for value in vars(optimizer).values() if isinstance(value, Optimizer)), None)
+    if inner is not None:
+        raise InputError(
+            f"optimizer must update the parameters itself; got {type(optimizer).__name__}, which leaves that to "
+            f"{type(inner).__name__}. Pass the inner one."
         )
     if interval < 1:
         raise InputError(f"interval must be at least 1 step; got {interval}.")

@@ -16,7 +16,7 @@ from anybatch.decide.noise_scale import NoiseScale, estimate_noise_scale
 from anybatch.errors import InputError
 from anybatch.stats import GradientMoments, MicroBatches, ModulePrefixes, PerSample, Ranks
 from anybatch.stats.geometry import choose_preconditioner
-from anybatch.stats.groups import find_ddp
+from anybatch.stats.groups import find_ddp, group_parameters
 from anybatch.stats.moments import Geometry
 
 Source = Literal["auto", "micro_batches", "ranks", "per_sample"]
@@ -214,15 +214,21 @@ class NoiseMonitor:
         """Go on from a state of `state_dict`.
 
         Args:
-            state: of a monitor of the same model and geometry.
+            state: of a monitor of the same model, modules and geometry.
 
         Raises:
-            InputError: it has another geometry.
+            InputError: it has another geometry or other modules.
         """
         if state["geometry"] != self._geometry:
             raise InputError(
                 f"state of the monitor must be of geometry {self._geometry!r}; got {state['geometry']!r}. "
                 "Make the monitor as it was."
+            )
+        modules = list(group_parameters(self._model, self._module_prefixes))
+        if state["modules"] and state["modules"][0] != modules:
+            raise InputError(
+                f"state of the monitor must be of the modules {', '.join(modules)}; got "
+                f"{', '.join(state['modules'][0])}. Make the monitor as it was."
             )
         self._num_steps = state["num_steps"]
         self._num_parts_before = state["num_parts_before"]

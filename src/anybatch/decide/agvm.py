@@ -108,7 +108,8 @@ def precondition_like_adam(exp_avg_sq: Tensor, beta2: float, eps: float) -> Tens
     """Return what Adam multiplies a gradient with, from the second moments before the step.
 
     1 / (sqrt(beta2 v) + eps): one factor for both halves of the batch. The bias correction is left out, since it is the
-    same for a whole module and cancels in the cosine.
+    same for a whole module and cancels in the cosine. Where v is 0 the factor is 0: there was no gradient yet, and at
+    1 / eps one such number would stand for its whole module.
 
     Args:
         exp_avg_sq: v, of any shape.
@@ -119,9 +120,9 @@ def precondition_like_adam(exp_avg_sq: Tensor, beta2: float, eps: float) -> Tens
         As v.
 
     Source:
-        Xue et al. 2022, official code, in effect; `precondition_as_published` has its letter.
+        Xue et al. 2022, official code, in effect; `precondition_as_published` has its letter. Differs: where v is 0.
     """
-    return (exp_avg_sq * beta2).sqrt_().add_(eps).reciprocal_()
+    return (exp_avg_sq * beta2).sqrt_().add_(eps).reciprocal_().masked_fill_(exp_avg_sq == 0, 0.0)
 
 
 def precondition_as_published(

@@ -32,7 +32,8 @@ class AdamPreconditioner:
     P is the optimizer's of the moment: v_hat holds earlier steps' gradients alone, so that P does not depend on the
     samples that are measured and both moments stay unbiased. It may not change between the parts of a step, and cannot:
     a step of the optimizer in between is refused. Momentum, the decay of weights and different rates of parameter
-    groups are left out.
+    groups are left out. So are coordinates whose v_hat is 0, such as words that no batch had so far: Adam's step there
+    is bounded by the gradient itself, and a factor 1 / eps would let one of them drown all others.
 
     Args:
         optimizer: Adam, AdamW, NAdam, RAdam or another one whose state has `exp_avg_sq` and `step`.
@@ -64,7 +65,7 @@ class AdamPreconditioner:
 
     def has_state(self) -> bool:
         """Tell whether the optimizer has stepped."""
-        return any("exp_avg_sq" in state for state in self._optimizer.state.values())
+        return any(self._optimizer.state.values())
 
     def __call__(self, parameter: nn.Parameter) -> Tensor:
         """Return P^(1/2) of one parameter, computed anew and not kept.
@@ -73,25 +74,40 @@ class AdamPreconditioner:
             parameter: of the optimizer.
 
         Returns:
-            As the parameter's shape, in float32 or wider.
+            As the parameter's shape, in float32 or wider; 0 where there was no gradient yet.
 
         Raises:
-            RuntimeError: the optimizer does not hold the parameter or has not updated it yet.
+            RuntimeError: the optimizer does not hold the parameter, has not stepped or has no second moments.
         """
-        state = self._optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state:
+        group = find_param_group(self._optimizer, parameter)
+        state = self._optimizer.state.get(parameter)
+        states = [state] if state else self._optimizer.state.values()
+        if group is None or not any({"exp_avg_sq", "step"} <= found.keys() for found in states):
             raise RuntimeError(
-                "geometry 'adam' must find the optimizer's second moments of every parameter that has a gradient; "
-                f"got none for one of shape {tuple(parameter.shape)}. Measure after the optimizer's first step."
+                "geometry 'adam' must find the optimizer's second moments, `exp_avg_sq` with `step`; got none for a "
+                f"parameter of shape {tuple(parameter.shape)}. Measure after the optimizer's first step, with one that "
+                "holds every parameter."
             )
-        group = self._group(parameter)
+        if not state:
+            return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
         second = state.get("max_exp_avg_sq", state["exp_avg_sq"]) if group.get("amsgrad") else state["exp_avg_sq"]
         correction = 1 - group["betas"][1] ** state["step"]
         wide = torch.promote_types(second.dtype, torch.float32)
-        return (second.to(wide) / correction).sqrt_().add_(group["eps"]).rsqrt_()
+        return (second.to(wide) / correction).sqrt_().add_(group["eps"]).rsqrt_().masked_fill_(second == 0, 0.0)
 
-    def _group(self, parameter: nn.Parameter) -> dict[str, Any]:
-        return next(g for g in self._optimizer.param_groups if any(p is parameter for p in g["params"]))
+
+def find_param_group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:
+    """Return the param group that a parameter is in, None where it is in none.
+
+    Args:
+        optimizer: its groups are searched as they are now.
+        parameter: any.
+
+    Returns:
+        The group itself.
+    """
+    groups = optimizer.param_groups
+    return next((group for group in groups if any(other is parameter for other in group["params"])), None)
 
 
 def choose_preconditioner(geometry: Geometry, optimizer: Optimizer | None) -> AdamPreconditioner | None:

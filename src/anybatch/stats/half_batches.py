@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anybatch.stats.moments import GradientMoments, widest_dtype
+from anybatch.stats.moments import GradientMoments, widest
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class HalfBatches:
         """
         if first.keys() != second.keys():
             raise ValueError(f"both halves must have the same modules; got {sorted(first)} and {sorted(second)}.")
-        pairs = [(_wide(first[name]), _wide(second[name])) for name in first]
+        pairs = [(widest(first[name]), widest(second[name])) for name in first]
         sums = torch.stack([(sizes[0] * left + sizes[1] * right).square().sum() for left, right in pairs])
         sq_norms = torch.stack([torch.stack([half.square().sum() for half in pair]) for pair in pairs], dim=1)
         factors = torch.as_tensor(sizes).to(sq_norms)
@@ -93,7 +93,7 @@ class HalfBatches:
         Raises:
             ValueError: sizes or factors that are not two positive numbers.
         """
-        half_sq_norms, sum_sq_norm = _wide(half_sq_norms), _wide(sum_sq_norm)
+        half_sq_norms, sum_sq_norm = widest(half_sq_norms), widest(sum_sq_norm)
         sizes_2, factors_2 = (_two_positive(*pair, half_sq_norms) for pair in (("sizes", sizes), ("weights", factors)))
         return cls(
             modules=tuple(modules),
@@ -140,10 +140,6 @@ def join_parts(sizes: Sequence[float], factors: Sequence[float]) -> tuple[float,
     """
     factor = sum(factors)
     return factor**2 / sum(f**2 / size for size, f in zip(sizes, factors, strict=True)), factor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(widest_dtype(tensor.device))
 
 
 def _two_positive(name: str, values: Sequence[float], like: Tensor) -> Tensor:

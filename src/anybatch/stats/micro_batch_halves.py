@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.half_batches import HalfBatches, join_parts
-from anybatch.stats.kept_half import KeptHalf
-from anybatch.stats.micro_batches import refuse_ranks
+from anybatch.stats.rank_group import refuse_ranks
 from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
 
 
@@ -19,8 +17,9 @@ from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
 class MicroBatchHalves(SubBatchSource[HalfBatches]):
     """Measure the halves of a gradient-accumulation step: micro-batches 1, 3, 5, ... and 2, 4, 6, ...
 
-    Changes no gradient, parameter, buffer or random state. From the first `sub_batch()` to `finish()` it holds one copy
-    of the gradient, at other times nothing.
+    Taking turns keeps the halves alike where samples are sorted, and needs no count of the parts beforehand. Changes no
+    gradient, parameter, buffer or random state. From the first `sub_batch()` to `finish()` it holds one copy of the
+    gradient, at other times nothing.
 
     Args:
         model: the model; wrapped by torch.compile or not.
@@ -54,13 +53,7 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
     ) -> None:
         super().__init__(model, module_prefixes, preconditioner)
         refuse_ranks(model, "MicroBatchHalves", "RankHalves")
-        self._kept = KeptHalf()
-
-    @contextmanager
-    def sub_batch(self, size: float, weight: float | None = None) -> Iterator[None]:
-        """Record the gradient that the one `backward()` inside adds; see `MicroBatches.sub_batch`."""
-        with super().sub_batch(size, weight), self._kept.adding(len(self._parts), self._parameters):
-            yield
+        self._first_half: dict[int, Tensor] = {}  # the sum of its gradients
 
     def finish(self, loss_scale: float | Tensor = 1.0) -> HalfBatches:
         """Join the parts recorded since the last call; after the last `backward()`, before unscale, clip, step.
@@ -77,9 +70,8 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
         """
         rows: tuple[Row, Row] = [], []
         for index, parameter in enumerate(self._parameters):
-            for row, half in zip(rows, self._kept.split(index, parameter.grad), strict=True):
+            for row, half in zip(rows, _split(self._first_half.get(index), parameter.grad), strict=True):
                 row.append(None if half is None else self._sq_norm(parameter, half))
-        self._kept.clear()
         sizes, factors, half_sq_norms, sum_sq_norm = self._take_parts(loss_scale, rows)
         if len(sizes) < 2:
             raise ValueError(
@@ -89,3 +81,21 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
         joined = [join_parts(sizes[side::2], factors[side::2]) for side in range(2)]
         half_sizes, half_factors = zip(*joined, strict=True)
         return HalfBatches.from_sums(self.modules, half_sizes, half_factors, half_sq_norms, sum_sq_norm)
+
+    def _take(self, index: int, grad: Tensor) -> Tensor:
+        if len(self._parts) % 2 == 0:
+            kept = self._first_half.get(index)
+            self._first_half[index] = grad.detach().clone() if kept is None else kept.add_(grad.detach())
+        return self._nothing
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._first_half = {}
+
+
+def _split(first: Tensor | None, whole: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the sums of the two halves from the first and `p.grad`; None where there is no gradient."""
+    if first is None or whole is None:
+        return None, whole
+    wide = torch.promote_types(first.dtype, torch.float32)  # a difference in half precision would be rounded anew
+    return first, whole.detach().to(wide) - first.to(wide)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anybatch.stats.geometry import choose_preconditioner
-from anybatch.stats.groups import ModulePrefixes, find_ddp
+from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.moments import Geometry, GradientMoments
+from anybatch.stats.rank_group import refuse_ranks
 from anybatch.stats.sub_batches import SubBatchSource
 
 
@@ -24,6 +24,8 @@ class MicroBatches(SubBatchSource[GradientMoments]):
     Args:
         model: the model; wrapped by torch.compile or not.
         module_prefixes: see `group_parameters`.
+        geometry: of the norms: "sgd", or "adam" for that of `AdamPreconditioner`.
+        optimizer: whose second moments "adam" reads.
 
     Raises:
         InputError: an unknown geometry, or "adam" without an optimizer of its kind.
@@ -70,21 +72,3 @@ class MicroBatches(SubBatchSource[GradientMoments]):
             RuntimeError: no part at all, or gradients changed since the last `backward()`.
         """
         return GradientMoments.from_parts(self.modules, *self._take_parts(loss_scale), self._geometry)
-
-
-def refuse_ranks(model: nn.Module, source: str, source_of_ranks: str) -> None:
-    """Refuse a data-parallel model over more than one rank.
-
-    Args:
-        model: the model.
-        source: name of the class that measures one device.
-        source_of_ranks: name of the one that measures ranks.
-
-    Raises:
-        TypeError: there are several ranks.
-    """
-    ddp = find_ddp(model)
-    if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
-        raise TypeError(
-            f"{source} measures one device; got a DistributedDataParallel model. Use anybatch.stats.{source_of_ranks}."
-        )

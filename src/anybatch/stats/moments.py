@@ -77,7 +77,7 @@ class GradientMoments:
             (1.0, 0.0)
         """
         factors = sizes if weights is None else weights
-        flat = [_wide(grad).reshape(len(grad), -1) for grad in gradients.values()]
+        flat = [widest(grad).reshape(len(grad), -1) for grad in gradients.values()]
         _check_counts(len(sizes), len(factors), len(flat[0]))
         share = torch.as_tensor(factors, dtype=flat[0].dtype, device=flat[0].device)
         return cls.from_parts(
@@ -115,7 +115,7 @@ class GradientMoments:
             ValueError: fewer than two parts, or sizes and factors that are not positive or do not fit K.
         """
         _check_counts(len(sizes), len(factors), len(part_sq_norms))
-        part_sq_norms, sum_sq_norm = _wide(part_sq_norms), _wide(sum_sq_norm)
+        part_sq_norms, sum_sq_norm = widest(part_sq_norms), widest(sum_sq_norm)
         sizes_K = _positive("sizes", sizes, part_sq_norms)
         factors_K = _positive("weights", factors, part_sq_norms)
         total = factors_K.sum()
@@ -171,7 +171,8 @@ def widest_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def widest(tensor: Tensor) -> Tensor:
+    """Return the tensor in the widest floating-point type of its device."""
     return tensor.to(widest_dtype(tensor.device))
 
 

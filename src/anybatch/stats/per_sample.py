@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from anybatch.errors import InputError
 from anybatch.stats.geometry import choose_preconditioner
 from anybatch.stats.groups import ModulePrefixes, unwrap
-from anybatch.stats.micro_batches import refuse_ranks
 from anybatch.stats.moments import Geometry, GradientMoments, widest_dtype
+from anybatch.stats.rank_group import refuse_ranks
+from anybatch.stats.sample_norms import SampleNorms
 from anybatch.stats.sample_recorder import SampleRecorder
-from anybatch.stats.sub_batches import Row, SubBatchSource
+from anybatch.stats.sub_batches import SubBatchSource
 
 FEWEST_SAMPLES = 4
 
@@ -87,7 +88,6 @@ class PerSample(SubBatchSource[GradientMoments]):
         self._names = {parameter: names[parameter] for parameter in self._parameters}
         self._geometry: Geometry = geometry
         self._stride = stride
-        self._zero = torch.zeros((), device=self._device)
         self._samples: list[Tensor] = []
         self._is_checked = False
 
@@ -109,10 +109,11 @@ class PerSample(SubBatchSource[GradientMoments]):
         if size != int(size):
             raise InputError(f"size must be a whole number of samples; got {size}.")
         stride = min(self._stride, max(int(size) // FEWEST_SAMPLES, 1))
-        recorder = SampleRecorder(self._model, self._names, int(size), self._weights, stride, self._is_checked)
-        with super().sub_batch(size, weight), recorder.recording():
+        norms = SampleNorms(self._names, int(size), self._weights, stride, self._is_checked)
+        recorder = SampleRecorder(self._model, self._names, int(size), norms)
+        with super().sub_batch(size, weight), norms.collecting(), recorder.recording():
             yield
-        self._samples.append(self._join(recorder.sq_norms, len(range(0, int(size), stride))))
+        self._samples.append(self._join(norms.sq_norms, len(range(0, int(size), stride))))
         self._is_checked = self._is_checked or size > 1
 
     def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
@@ -159,12 +160,8 @@ class PerSample(SubBatchSource[GradientMoments]):
                 out[:, module] += sq_norms[parameter].to(out)
         return out
 
-    def _record(self, sq_norms: Row, index: int, grad: Tensor | None) -> None:
-        """Note that a gradient came by; the batch's own norm is read from `p.grad` at the end."""
-        if sq_norms[index] is not None:
-            super()._record(sq_norms, index, grad)
-        elif grad is not None:
-            sq_norms[index] = self._zero
+    def _take(self, index: int, grad: Tensor) -> Tensor:
+        return self._nothing
 
     def _reset(self) -> None:
         super()._reset()

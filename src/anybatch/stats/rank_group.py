@@ -85,6 +85,24 @@ class RankGroup:
             )
 
 
+def refuse_ranks(model: nn.Module, source: str, source_of_ranks: str) -> None:
+    """Refuse a data-parallel model over more than one rank.
+
+    Args:
+        model: the model.
+        source: name of the class that measures one device.
+        source_of_ranks: name of the one that measures ranks.
+
+    Raises:
+        TypeError: there are several ranks.
+    """
+    ddp = find_ddp(model)
+    if ddp is not None and dist.get_world_size(ddp.process_group) > 1:
+        raise TypeError(
+            f"{source} measures one device; got a DistributedDataParallel model. Use anybatch.stats.{source_of_ranks}."
+        )
+
+
 def _are_alike(rows: list[list[float]]) -> bool:
     """Tell whether all ranks hold the same numbers, up to rounding; what is not finite is alike."""
     return not any(

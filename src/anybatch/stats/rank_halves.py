@@ -25,7 +25,7 @@ class RankHalves(SubBatchSource[HalfBatches]):
     sums across the halves, so that `p.grad` ends as the mean over all ranks. No gradient is gathered or copied. A
     step without `sub_batch()` is reduced as DistributedDataParallel does it, bit for bit. A measurement costs, beyond
     that, one more reduction within each half where it has several ranks, and an all-gather of a few numbers per module.
-    With accumulation all but the last part run under `no_sync()`, as usual. Ranks measure the same steps.
+    With accumulation all but the last part run under `no_sync()`, here a must. Ranks measure the same steps.
 
     Args:
         ddp_model: the model wrapped in DistributedDataParallel, over at least 2 ranks; every rank makes one source of
@@ -83,6 +83,11 @@ class RankHalves(SubBatchSource[HalfBatches]):
         self._is_open = True
         try:
             with super().sub_batch(size, weight):
+                if any(sq_norm is not None for sq_norm in self._own_half):
+                    raise RuntimeError(
+                        "the last sub_batch() of a step alone must be reduced over ranks; an earlier one was, so that "
+                        "both halves hold its mean. Run all but the last under no_sync()."
+                    )
                 yield
         finally:
             self._is_open = False
@@ -105,7 +110,6 @@ class RankHalves(SubBatchSource[HalfBatches]):
         except RuntimeError:
             self._ranks.report_failure(3 + 2 * len(self.modules), self._device)
             raise
-        self._own_half = [None] * len(self._parameters)
         share = [factor / self._ranks.size for factor in factors]
         inverse_sizes = [factor**2 / size for factor, size in zip(share, sizes, strict=True)]
         head = whole.new_tensor([len(sizes), sum(share), sum(inverse_sizes)])
@@ -121,6 +125,13 @@ class RankHalves(SubBatchSource[HalfBatches]):
             halves[[0, self._middle]],
             wholes[0],
         )
+
+    def _take(self, index: int, grad: Tensor) -> Tensor:
+        return self._nothing
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._own_half = [None] * len(self._parameters)
 
     def _reduce(self, bucket: Any) -> Future[Tensor]:
         buffer = bucket.buffer().mul_(1 / self._ranks.size)  # as DistributedDataParallel divides, to the bit

@@ -26,6 +26,8 @@ class Ranks(SubBatchSource[GradientMoments]):
     Args:
         ddp_model: the model wrapped in DistributedDataParallel, over at least 2 ranks.
         module_prefixes: see `group_parameters`.
+        geometry: see `MicroBatches`.
+        optimizer: see `MicroBatches`.
 
     Raises:
         InputError: an unknown geometry, or "adam" without an optimizer of its kind.

@@ -53,6 +53,7 @@ class SubBatchSource(ABC, Generic[Measurement]):
         self._smallest = min(self._parameters, key=torch.Tensor.numel)
         self._smallest_sq_norm: Tensor | None = None
         self._device = self._parameters[0].device
+        self._nothing = torch.zeros((), device=self._device)
         self._is_mixed = len({(p.device, p.dtype == torch.float64) for p in self._parameters}) > 1
         self._module_of = torch.tensor([i for i, group in enumerate(groups.values()) for _ in group])
         self._parts: list[_Part] = []
@@ -136,7 +137,11 @@ class SubBatchSource(ABC, Generic[Measurement]):
                 "sub_batch() must hold one backward() that reaches each parameter once; one was reached twice. "
                 "Give each backward() a sub_batch of its own; with activation checkpointing set use_reentrant=False."
             )
-        sq_norms[index] = self._sq_norm(self._parameters[index], grad)
+        sq_norms[index] = self._take(index, grad)
+
+    def _take(self, index: int, grad: Tensor) -> Tensor:
+        """Return what a part keeps of a gradient: its squared norm, or `_nothing` where a child has no use for it."""
+        return self._sq_norm(self._parameters[index], grad)
 
     def _per_module(self, rows: Sequence[Row]) -> Tensor:
         wide = widest_dtype(self._device)
