@@ -1,0 +1,68 @@
+"""What does a study say of a claim? Claims with their figures, and verdicts from seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper beside what was measured here.
+
+    Attributes:
+        id: of the claim, unique in its study.
+        statement: what should hold.
+        source: where the paper says so.
+        paper: its figures.
+        ours: the figures here.
+        spread: over seeds, or what else tells how far they can be trusted.
+        seeds: how many.
+        verdict: "reproduced", "partly" or "not".
+    """
+
+    id: str
+    statement: str
+    source: str
+    paper: str
+    ours: str
+    spread: str
+    seeds: int
+    verdict: str
+
+
+def judge_difference(above: float, error: float | None) -> str:
+    """Say what a difference that should be positive shows.
+
+    Args:
+        above: the difference.
+        error: half its 95% interval; None of one seed.
+
+    Returns:
+        "reproduced" where the whole interval is above zero, "not" where it is below, "partly" in between; of one seed
+        "partly" where the difference is positive, else "not".
+    """
+    if error is None:
+        return "partly" if above > 0 else "not"
+    return "reproduced" if above > error else "not" if above < -error else "partly"
+
+
+def welch_error(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return half the width of the 95% interval of a difference of means; None where either is of one seed."""
+    from scipy.stats import t
+
+    if min(len(first), len(second)) < 2:
+        return None
+    parts = [statistics.variance(values) / len(values) for values in (first, second)]
+    if not sum(parts):
+        return 0.0
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (first, second), strict=True))
+    return float(t.ppf(0.975, freedom)) * math.sqrt(sum(parts))
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return the mean of figures, with their standard deviation where there are several."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"

@@ -1,0 +1,69 @@
+"""What is trained: images, net and regime of the published code, at a scale for two cores."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from network import PreActivationNet
+from torch import nn
+
+from anybatch import Milestones, Workload
+from anybatch.workloads.classification import Accuracy, cross_entropy
+from anybatch.workloads.images import ImageTensors
+from anybatch.workloads.torchvision_sets import DatasetName, load_images
+
+Dataset = Literal["fashion-mnist", "cifar10"]
+DATASETS = get_args(Dataset)
+NUM_UNITS = 1  # n of 6n + 2
+BATCH_SIZE = 128
+FIRST_RATE, RATE = 0.01, 0.1
+WEIGHT_DECAY = 2e-4
+EPOCHS, DROPS = 5, (2.5, 3.75)
+NUM_TRAINED, NUM_HELD_OUT = 12_800, 5_000
+_TITLES: dict[Dataset, DatasetName] = {"fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+_PADS: dict[Dataset, int] = {"fashion-mnist": 2, "cifar10": 4}  # published: 4 of 32
+_MEANS: dict[Dataset, tuple[float, ...]] = {"fashion-mnist": (0.286,), "cifar10": (0.491, 0.482, 0.447)}
+_SDS: dict[Dataset, tuple[float, ...]] = {"fashion-mnist": (0.353,), "cifar10": (0.247, 0.243, 0.262)}
+
+
+def final_workload(dataset: Dataset, root: Path, num_trained: int = NUM_TRAINED) -> Workload:
+    """Return the training that is reported, evaluated on the test set."""
+    images, labels = load_images(_TITLES[dataset], root, train=True)
+    test = ImageTensors(*load_images(_TITLES[dataset], root, train=False), mean=_MEANS[dataset], std=_SDS[dataset])
+    return _workload(dataset, "final", images[:num_trained], labels[:num_trained], test)
+
+
+def tuning_workload(dataset: Dataset, root: Path, num_trained: int = NUM_TRAINED // 2) -> Workload:
+    """Return the shorter training that rates are chosen by, evaluated on training images that are never trained on."""
+    images, labels = load_images(_TITLES[dataset], root, train=True)
+    held_out = ImageTensors(images[-NUM_HELD_OUT:], labels[-NUM_HELD_OUT:], mean=_MEANS[dataset], std=_SDS[dataset])
+    return _workload(dataset, "tuning", images[:num_trained], labels[:num_trained], held_out)
+
+
+def _workload(
+    dataset: Dataset, what: str, images: torch.Tensor, labels: torch.Tensor, evaluated: ImageTensors
+) -> Workload:
+    train_set = ImageTensors(images, labels, mean=_MEANS[dataset], std=_SDS[dataset], pad=_PADS[dataset], flip=True)
+    return Workload(
+        name=f"pre-activation ResNet-{6 * NUM_UNITS + 2} on {dataset}, {what}",
+        model=partial(PreActivationNet, NUM_UNITS, images.shape[1]),
+        train_set=train_set,
+        eval_set=evaluated,
+        loss=cross_entropy,
+        metric=Accuracy,
+        optimizer=_sgd,
+        schedule=Milestones((0.5, *DROPS), decay=(RATE / FIRST_RATE, 0.1, 0.1)),
+        epochs=EPOCHS,
+        base_batch_size=BATCH_SIZE,
+    )
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """Decay weights of convolutions and linear layers alone, as published."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=FIRST_RATE, momentum=0.9)
