@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from anybatch.errors import InputError
-from anybatch.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert
+from anybatch.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Kind, convert
 
 
 def small_model() -> nn.Sequential:
@@ -207,8 +208,8 @@ def test_what_is_bound_to_the_old_layer_is_refused(bind, layer_type, kind):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match="kind must be one of ghost, batch; got 'layer'"):
-        convert(small_model(), "layer")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=f"kind must be one of {', '.join(get_args(Kind))}; got 'instance'"):
+        convert(small_model(), "instance")  # pyright: ignore[reportArgumentType]
 
 
 def test_options_of_another_kind_are_refused():

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.optim import Optimizer
 
 from anybatch.errors import InputError
-from anybatch.nn.ghost_batch_norm import (
-    GhostBatchNorm1d,
-    GhostBatchNorm2d,
-    GhostBatchNorm3d,
-    RunningUpdate,
+from anybatch.nn.centered_weights import center_weights, check_have_weights, layers_before, uncenter_weights
+from anybatch.nn.conversion_targets import (
+    BATCH_TYPES,
+    OWN_ATTRIBUTES,
+    OWN_TYPES,
+    TARGETS,
+    WITHOUT_STATISTICS,
+    Kind,
+    Target,
+    is_frozen_batch_norm,
 )
+from anybatch.nn.kalman_layer import KalmanLayer
+from anybatch.nn.kalman_wiring import Wiring, unwire_kalman, wire_kalman
+from anybatch.nn.optimizer_rebinding import check_holds, rebind
 
-Kind = Literal["ghost", "batch"]
-
-_GHOST_OF: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: GhostBatchNorm1d,
-    nn.BatchNorm2d: GhostBatchNorm2d,
-    nn.BatchNorm3d: GhostBatchNorm3d,
-}
-_BATCH_OF = {ghost: batch for batch, ghost in _GHOST_OF.items()}
-_OPTIONS = ("ghost_batch_size", "running_update")
+WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
+_MODULE_NAMES = vars(nn.Module()).keys()
+_BATCH_NAMES = vars(nn.BatchNorm1d(1)).keys() - _MODULE_NAMES
+_REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 
 
 @dataclass(frozen=True)
@@ -37,47 +43,74 @@ class Conversion:
         kind: what its layers were turned into.
         replaced: names of the replaced layers, in the order of `model.named_modules()`; a shared layer has its
             first name, the model itself the name "".
+        priors: layer -> where its prediction comes from; of Kalman normalization.
+        cuts: place -> why a prediction starts anew there.
+        fallbacks: layer -> why it has no prediction.
+        notes: what else changed or is to be known, a sentence each.
     """
 
     model: nn.Module
     kind: Kind
     replaced: tuple[str, ...]
+    priors: Mapping[str, str] = field(default_factory=dict)
+    cuts: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return a table of the replaced layers."""
-        layers = [(name or "(model)", str(self.model.get_submodule(name))) for name in self.replaced]
-        width = max((len(name) for name, _ in layers), default=0)
-        rows = [f"  {name:<{width}}  {layer}" for name, layer in layers]
-        return "\n".join([f"layers replaced: {len(layers)}, kind: {self.kind}", *rows])
+        """Return a table of the replaced layers, and what there is to know."""
+        layers = {name: str(self.model.get_submodule(name)) for name in self.replaced}
+        sections = [
+            _section(f"layers replaced: {len(layers)}, kind: {self.kind}", layers),
+            str(Wiring(dict(self.priors), dict(self.cuts), dict(self.fallbacks))).splitlines()
+            if self._is_wired
+            else [],
+            [f"note: {note}" for note in self.notes],
+        ]
+        return "\n".join(line for section in sections for line in section)
+
+    @property
+    def _is_wired(self) -> bool:
+        return TARGETS[self.kind].is_wired and bool(self.replaced)
 
 
 def convert(
     model: nn.Module,
     kind: Kind,
     *,
-    ghost_batch_size: int | None = None,
-    running_update: RunningUpdate | None = None,
+    example_inputs: Any = None,
+    optimizer: Optimizer | None = None,
+    **options: Any,
 ) -> Conversion:
     """Replace the batch normalization layers of a model, in place.
 
-    A new layer adopts everything the old one has: the same Parameter and buffer objects (an optimizer goes on
-    holding them), hooks with their handles, mode, eps and momentum. Nothing is changed where something is refused.
+    A new layer adopts everything the old one has and it has a place for: the same Parameter and buffer objects (an
+    optimizer and an average of the weights go on holding them), hooks with their handles, mode, eps and momentum.
+    Nothing is changed where something is refused.
 
     Args:
-        model: any module; a layer used in several places stays shared.
-        kind: "ghost" turns BatchNorm1d/2d/3d into GhostBatchNorm1d/2d/3d, and ghost layers into ones of the new
-            options; "batch" turns ghost layers back.
-        ghost_batch_size: of "ghost", in samples; default 32.
-        running_update: of "ghost"; default "sequential".
+        model: any module; a layer used in several places stays shared. BatchNorm1d/2d/3d are replaced, torchvision's
+            FrozenBatchNorm2d, whose weights stay frozen, and what an earlier conversion put in their place.
+        kind: "ghost", "kalman", "group_kalman", "batch_renorm", "moving_average": layers of this package; "group":
+            GroupNorm; "layer": GroupNorm of one group; "sync": SyncBatchNorm; "batch": BatchNorm again, as for
+            deployment. A layer that is of the kind already gets the new options.
+        example_inputs: a tensor or a tuple of arguments of the model; needed by "kalman" and "group_kalman", which
+            find out which layer follows which.
+        optimizer: told of parameters that are added or removed, with their state.
+        **options: of the kind; None is the default. "ghost": ghost_batch_size, running_update. "kalman" and
+            "group_kalman": those of `KalmanOptions`, num_groups, and sources, see `wire_kalman`. "batch_renorm":
+            micro_batch_size, r_max, d_max, relaxation, momentum. "moving_average": micro_batch_size, num_averaged,
+            warmup_updates, r_max, momentum, and centered_weights, True for the layers before the norms or names of
+            them. "group": num_groups. "sync": process_group.
 
     Returns:
-        The model and the names of the replaced layers, which may be none.
+        The model and what was done; `print` shows a table.
 
     Raises:
-        InputError: an unknown kind, an option that the kind does not have, or, for "ghost", a batch normalization
-            that is not exactly BatchNorm1d/2d/3d: a lazy one, whose shape is unknown, SyncBatchNorm, whose
-            statistics are those of all ranks, and subclasses, whose own behaviour would be lost; a layer whose
-            forward is compiled or patched, or that has a load_state_dict pre-hook, which hold the old object.
+        InputError: an unknown kind, an option that the kind does not have, a model that is wrapped or compiled, or a
+            batch normalization that is not exactly one of torch's: a lazy one, whose shape is unknown, SyncBatchNorm,
+            and subclasses, whose own behaviour would be lost; a layer whose forward is compiled or patched, or that
+            has a load_state_dict pre-hook, which hold the old object.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -85,34 +118,94 @@ def convert(
         >>> conversion.replaced, type(model[1]).__name__, model[1].ghost_batch_size
         (('1',), 'GhostBatchNorm2d', 16)
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind must be one of {', '.join(get_args(Kind))}; got {kind!r}.")
-    options = {"ghost_batch_size": ghost_batch_size, "running_update": running_update}
+    if kind not in TARGETS:
+        raise InputError(f"kind must be one of {', '.join(TARGETS)}; got {kind!r}.")
+    target = TARGETS[kind]
     given = {name: value for name, value in options.items() if value is not None}
-    if kind == "batch" and given:
-        raise InputError(f"options of kind 'batch' must be none; got {', '.join(given)}. Leave them out.")
+    _check_options(kind, target, given)
+    _check_bare(model)
+    if optimizer is not None:
+        check_holds(optimizer, model)
     old = _find_layers(model, kind)
-    new: dict[nn.Module, nn.Module] = {layer: _adopt(layer, kind, given) for layer in old.values()}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and child in new:
-                parent.add_module(name, new[child])
-    return Conversion(new.get(model, model), kind, tuple(old))
+    new = {layer: _adopt(layer, target, given) for layer in old.values()}
+    centred = _weights_to_center(model, tuple(old), given)
+    was_centred = any(isinstance(layer, TARGETS["moving_average"].types) for layer in new)
+    converted = new.get(model, model)
+    _put(model, new)
+    try:
+        wiring = _wire(converted, target, example_inputs, given) if new else None
+    except BaseException:
+        _put(model, {layer: old_layer for old_layer, layer in new.items()})
+        raise
+    notes = [target.note] if target.note and new else []
+    notes += _center(model, centred, uncenters=was_centred and kind != "moving_average")
+    notes += rebind(optimizer, new)
+    if not new and kind != "batch":
+        notes.append("the model has no batch normalization, so there is nothing to replace")
+    found = {} if wiring is None else vars(wiring)
+    return Conversion(converted, kind, tuple(old), notes=tuple(notes), **found)
 
 
-def _find_layers(model: nn.Module, kind: Kind) -> dict[str, _BatchNorm]:
-    named = dict(model.named_modules())
-    if kind == "batch":
-        named = {name: module for name, module in named.items() if isinstance(module, tuple(_BATCH_OF))}
-    layers = {name: module for name, module in named.items() if isinstance(module, _BatchNorm)}
-    for name, layer in layers.items():
-        _check_replaceable(name, layer)
-    return layers
+def _wire(model: nn.Module, target: Target, example_inputs: Any, options: Mapping[str, Any]) -> Wiring | None:
+    if target.is_wired:
+        return wire_kalman(model, example_inputs, options.get("sources"))
+    if not any(isinstance(module, KalmanLayer) for module in model.modules()):
+        unwire_kalman(model)
+    return None
 
 
-def _check_replaceable(name: str, layer: _BatchNorm) -> None:
+def _section(title: str, rows: Mapping[str, str]) -> list[str]:
+    width = max((len(name or "(model)") for name in rows), default=0)
+    return [title, *(f"  {name or '(model)':<{width}}  {text}" for name, text in rows.items())]
+
+
+def _check_options(kind: Kind, target: Target, given: Mapping[str, Any]) -> None:
+    known = (*target.options, *target.model_options)
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(
+            f"options of kind {kind!r} must be {'among ' + ', '.join(known) if known else 'none'}; "
+            f"got {', '.join(unknown)}. Leave them out."
+        )
+
+
+def _check_bare(model: nn.Module) -> None:
+    """Refuse what holds on to the modules as they are: wrappers of several devices and compiled code."""
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        wrappers = [base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS]
+        if wrappers or isinstance(module, torch.jit.ScriptModule):
+            found = wrappers[0] if wrappers else "a scripted module"
+            raise InputError(f"{where} must be converted before it is wrapped or compiled; got {found}. Convert first.")
+        is_norm = isinstance(module, _BatchNorm) or is_frozen_batch_norm(module)
+        if not is_norm and getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(f"{where} must be converted before it is compiled; got a compiled one. Convert first.")
+
+
+def _find_layers(model: nn.Module, kind: Kind) -> dict[str, nn.Module]:
+    """Return the layers to replace by name; each can be replaced."""
+    sources = OWN_TYPES if kind == "batch" else _BatchNorm
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, sources) or is_frozen_batch_norm(module):
+            _check_replaceable(name, module, kind)
+            found[name] = module
+        elif isinstance(module, WITHOUT_STATISTICS):
+            _check_needs_none(name, module, kind)
+            found[name] = module
+    return found
+
+
+def _check_needs_none(name: str, layer: nn.Module, kind: Kind) -> None:
+    if TARGETS[kind].arguments is None:
+        raise InputError(
+            f"layer {name!r} must have running statistics to become {kind!r}; got {type(layer).__name__}. Convert a "
+            "model that has batch norm still."
+        )
+
+
+def _check_replaceable(name: str, layer: nn.Module, kind: Kind) -> None:
     where = f"layer {name!r}" if name else "the model"
-    if type(layer) not in _GHOST_OF and type(layer) not in _BATCH_OF:
+    if type(layer) not in (*BATCH_TYPES, *OWN_TYPES) and not is_frozen_batch_norm(layer):
         is_lazy = isinstance(layer, LazyModuleMixin)
         raise InputError(
             f"{where} must be exactly a BatchNorm1d, BatchNorm2d or BatchNorm3d; got {type(layer).__name__}. "
@@ -124,15 +217,77 @@ def _check_replaceable(name: str, layer: _BatchNorm) -> None:
             f"{where} must hold nothing that is bound to the old object; got a compiled or patched forward or a "
             "load_state_dict pre-hook. Convert first, then compile, patch and register."
         )
+    if TARGETS[kind].needs_statistics and layer._buffers.get("running_mean") is None:
+        raise InputError(
+            f"{where} must have running statistics to become {kind!r}; got track_running_stats=False. "
+            "Make it with track_running_stats=True."
+        )
 
 
 def _holds_module(hook: Any) -> bool:
     return getattr(hook, "with_module", False)
 
 
-def _adopt(old: _BatchNorm, kind: Kind, options: dict[str, Any]) -> nn.Module:
-    batch_type = _BATCH_OF.get(type(old), type(old))
-    new_type: Any = batch_type if kind == "batch" else _GHOST_OF[batch_type]
-    new = new_type(old.num_features, device="meta", **options)
-    vars(new).update({name: value for name, value in vars(old).items() if name not in _OPTIONS})
+def _adopt(old: nn.Module, target: Target, options: Mapping[str, Any]) -> nn.Module:
+    """Return a layer of the target's that has all of the old one's it has a place for."""
+    new = _new_layer(old, target, {key: value for key, value in options.items() if key in target.options})
+    own = (OWN_ATTRIBUTES - _BATCH_NAMES) | (options.keys() & set(target.options))
+    for key, value in vars(old).items():
+        has_place = key not in _BATCH_NAMES or key in vars(new)
+        if key not in own and key not in _REGISTERED and has_place:
+            vars(new)[key] = value
+    for key in new._buffers.keys() & old._buffers.keys():
+        new._buffers[key] = old._buffers[key]
+    for key in new._parameters.keys() & (old._parameters.keys() | old._buffers.keys()):
+        new._parameters[key] = _parameter(old, key)
     return new
+
+
+def _parameter(old: nn.Module, name: str) -> nn.Parameter | None:
+    if name in old._parameters:
+        return old._parameters[name]
+    frozen = old._buffers[name]
+    return None if frozen is None else nn.Parameter(frozen, requires_grad=False)
+
+
+def _new_layer(old: Any, target: Target, options: Mapping[str, Any]) -> nn.Module:
+    frozen = is_frozen_batch_norm(old)
+    dimension = next((index for index, kind in enumerate(BATCH_TYPES) if isinstance(old, kind)), 1)
+    tensors = [tensor for tensor in (*old._parameters.values(), *old._buffers.values()) if tensor is not None]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    place = {"device": floating[0].device, "dtype": floating[0].dtype} if floating else {}
+    own = vars(old)
+    num_channels: int = len(floating[0]) if frozen else own["num_channels" if "num_channels" in own else "num_features"]
+    given = dict(options)
+    if target.arguments is None:
+        given["num_features"] = num_channels
+    else:
+        groups = {"num_groups": own["num_groups"]} if "num_groups" in own else {}
+        given |= target.arguments(num_channels, {**groups, **options})
+    given["affine"] = frozen or old.affine
+    if not target.needs_statistics and target.arguments is None:
+        given["track_running_stats"] = frozen or old.track_running_stats
+    return target.types[dimension](**given, **place)
+
+
+def _put(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in new:
+                parent.add_module(name, new[child])
+
+
+def _weights_to_center(model: nn.Module, norms: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted = options.get("centered_weights", False)
+    if isinstance(wanted, bool):
+        return layers_before(model, norms) if wanted else ()
+    check_have_weights(model, wanted)
+    return tuple(wanted)
+
+
+def _center(model: nn.Module, names: tuple[str, ...], *, uncenters: bool) -> list[str]:
+    if uncenters and (plain := uncenter_weights(model)):
+        return [f"{len(plain)} layers with centred weights have plain ones of the same values again"]
+    if centred := center_weights(model, names):
+        return [f"weights are centred in {len(centred)} layers: {', '.join(centred)}"]
+    return []

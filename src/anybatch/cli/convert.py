@@ -1,0 +1,81 @@
+"""`anybatch convert WORKLOAD`: which layers of a model another normalization replaces, and its weights after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from anybatch.cli.outputs import check_writable
+from anybatch.errors import InputError
+from anybatch.nn.conversion_targets import Kind
+from anybatch.nn.convert import convert as convert_model
+from anybatch.train.checkpoint import load_weights, put_weights
+from anybatch.train.example_inputs import find_example_inputs
+from anybatch.train.loop import start_training
+from anybatch.train.runtime import Runtime
+from anybatch.workloads import load_workload
+
+
+def convert(
+    workload: Annotated[
+        str,
+        typer.Argument(
+            help="A built-in name (see [b]anybatch methods[/b]), or [b]path/to/file.py:function[/b], a function that "
+            "returns an anybatch.Workload."
+        ),
+    ],
+    to: Annotated[Kind, typer.Option(help="What batch norm becomes.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to convert. [default: fresh ones]")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the kind, as name=value, such as micro_batch_size=2; may be repeated.")
+    ] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for workloads that take one.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Replace the batch norms of a workload's model and show which layers that concerns.
+
+    [b]anybatch convert f1-fashion-mnist --to group --dry-run[/b]
+
+    [b]anybatch convert path/to/file.py:function --to batch_renorm --checkpoint model.pt --save renorm.pt[/b]
+    """
+    if dry_run == (save is not None):
+        raise InputError("convert must be given --dry-run, to show what would be done, or --save FILE; give one.")
+    check_writable(save)
+    given = load_workload(workload, data_root)
+    model = start_training(given, Runtime(torch.device("cpu")), seed=0).model
+    if checkpoint is not None:
+        put_weights(model, load_weights(checkpoint))
+    conversion = convert_model(model, to, example_inputs=find_example_inputs(given, model), **_options(option or []))
+    Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
+    if save is not None:
+        torch.save(conversion.model.state_dict(), save)
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    pairs = dict(_pair(text) for text in given)
+    return {name: _value(text) for name, text in pairs.items()}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise InputError(f"--option must be name=value, such as micro_batch_size=2; got {text!r}.")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """Return a number, a truth value, several of them with commas, or the text itself."""
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"true": True, "false": False}.get(text.lower(), text)

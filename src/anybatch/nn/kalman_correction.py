@@ -1,0 +1,104 @@
+"""What are the moments of a micro-batch, given what was observed and what was predicted?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anybatch.nn.kalman_options import Gate
+from anybatch.nn.moments import Moments
+
+
+def correct_moments(
+    observed: Moments,
+    prior: Moments,
+    prior_weight: float | Tensor,
+    *,
+    gate: Gate = "channel",
+    ratio_limit: float = 100.0,
+    eps: float = 1e-5,
+) -> Moments:
+    """Blend observed moments with predicted ones: the moments of a mixture of both with weights 1 - p and p.
+
+    With m, v observed and pm, pv predicted, mean = p pm + (1 - p) m and
+    var = p pv + (1 - p) v + p (1 - p) (m - pm)^2. Where the gate finds the prior too wide, nothing is corrected.
+
+    Args:
+        observed: (S, C).
+        prior: (S, C), or what broadcasts to it.
+        prior_weight: p, from 0 to 1; a number, or a tensor that broadcasts to (S, C).
+        gate: "layer" drops the prior of a layer where mean(pv / v) over splits and channels is not below the limit,
+            "channel" that of a split and channel where (pv + eps) / (v + eps) is not.
+        ratio_limit: of `gate`.
+        eps: of `gate`, by channel.
+
+    Returns:
+        (S, C), the posterior moments.
+
+    Example:
+        >>> at = lambda mean, var: Moments(torch.tensor([[mean]]), torch.tensor([[var]]))
+        >>> posterior = correct_moments(at(0.0, 1.0), at(1.0, 4.0), 0.9)
+        >>> print(f"{posterior.mean.item():.2f} {posterior.var.item():.2f}")
+        0.90 3.79
+
+    Source:
+        Wang et al. 2018, arXiv:1802.03133, as the official code computes it. Differs: the gate by channel is ours.
+    """
+    distance = prior.mean - observed.mean
+    gain = 1 - prior_weight
+    mean = observed.mean + prior_weight * distance
+    var = gain * observed.var + prior_weight * prior.var + prior_weight * gain * distance.square()
+    is_kept = _accepts(gate, ratio_limit, eps, observed.var, prior.var)
+    return Moments(torch.where(is_kept, mean, observed.mean), torch.where(is_kept, var, observed.var), observed.size)
+
+
+@torch.no_grad()
+def _accepts(gate: Gate, ratio_limit: float, eps: float, observed: Tensor, prior: Tensor) -> Tensor:
+    if gate == "layer":
+        return (prior / observed).mean() < ratio_limit
+    return (prior + eps) < ratio_limit * (observed + eps)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The rule of `normalize_splits` that normalizes by corrected moments.
+
+    Attributes:
+        eps: added to the posterior variance.
+        gate: see `correct_moments`.
+        ratio_limit: see `correct_moments`.
+    """
+
+    eps: float
+    gate: Gate
+    ratio_limit: float
+
+    def __call__(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        prior_mean: Tensor | None,
+        prior_var: Tensor | None,
+        prior_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return scale and shift of the centred input, posterior mean and variance; all (S, C)."""
+        posterior = self.correct(Moments(mean, var), prior_mean, prior_var, prior_weight)
+        scale = (posterior.var + self.eps).rsqrt()
+        scale = scale if weight is None else scale * weight.to(scale)
+        shift = (mean - posterior.mean) * scale
+        return scale, shift if bias is None else shift + bias.to(shift), posterior.mean, posterior.var
+
+    def correct(
+        self, observed: Moments, prior_mean: Tensor | None, prior_var: Tensor | None, prior_weight: Tensor | None
+    ) -> Moments:
+        """Return the posterior moments: the observed ones where there is no prior."""
+        if prior_mean is None or prior_var is None or prior_weight is None:
+            return observed
+        prior = Moments(prior_mean, prior_var)
+        return correct_moments(
+            observed, prior, prior_weight, gate=self.gate, ratio_limit=self.ratio_limit, eps=self.eps
+        )

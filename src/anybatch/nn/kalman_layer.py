@@ -1,0 +1,228 @@
+"""What have Kalman normalization of batches and of groups in common? The prior, its weight, and what is carried on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anybatch.errors import InputError
+from anybatch.nn.carried_moments import Program
+from anybatch.nn.kalman_correction import Correction
+from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.moments import Moments, wide_dtype
+from anybatch.nn.prior_weight import adaptive_prior_weight, moments_of_gain
+from anybatch.nn.split_normalization import SplitNormalized, normalize_splits, observe_splits
+
+_ADDED_BY_A_PRIOR = ("prior_logit", "prior_scale", "prior_noise", "gain_moments")
+_MOMENTUM_OF_GAIN = 0.1
+
+
+class LayerMoments(NamedTuple):
+    """What a layer knew and settled on in its last pass.
+
+    Attributes:
+        observed: (S, C) moments of the micro-batches.
+        prior: (S, C), or None where there was none.
+        posterior: (S, C), what normalized.
+        prior_weight: p, or None where there was no prior.
+    """
+
+    observed: Moments
+    prior: Moments | None
+    posterior: Moments
+    prior_weight: Tensor | None
+
+    def detached(self) -> LayerMoments:
+        """Return the same values without their history, still asking for gradients where they did."""
+        prior = None if self.prior is None else self.prior.detached()
+        weight = None if self.prior_weight is None else self.prior_weight.detach()
+        return LayerMoments(self.observed.detached(), prior, self.posterior.detached(), weight)
+
+
+class KalmanLayer(nn.Module):
+    """Mixed in before a normalization layer.
+
+    Attributes:
+        options: the choices it was made with.
+        program: how its prior is computed, where `wire_kalman` found a way.
+        latest: its moments in the last training pass; in the study of errors, what to read.
+    """
+
+    options: KalmanOptions
+    program: Program | None
+    latest: LayerMoments | None
+    weight: Any
+    bias: Any
+    eps: float
+    prior_logit: nn.Parameter
+    prior_scale: nn.Parameter
+    prior_noise: nn.Parameter
+    gain_moments: Tensor
+
+    def _init_kalman(self, options: KalmanOptions) -> None:
+        self.options = options
+        self.program = None
+        self.latest = None
+        if options.prior is not None:
+            self._add_prior_parameters()
+
+    def wire(self, program: Program | None) -> None:
+        """Give the layer a way to compute its prior, with what the prior needs to learn; None takes it away.
+
+        Args:
+            program: the way.
+        """
+        self.program = program
+        self.latest = None
+        if program is not None or self.options.prior is not None:
+            self._add_prior_parameters()
+        else:
+            self.remove_prior_parameters()
+
+    def remove_prior_parameters(self) -> None:
+        """Take away what the layer has beyond the normalization layer it stands for."""
+        for name in _ADDED_BY_A_PRIOR:
+            self._parameters.pop(name, None)
+            self._buffers.pop(name, None)
+
+    def _add_prior_parameters(self) -> None:
+        num_channels = self._num_channels()
+        like = self._like()
+        if self.options.gain == "learned" and "prior_logit" not in self._parameters:
+            logit = math.log(self.options.prior_weight / (1 - self.options.prior_weight))
+            self.prior_logit = nn.Parameter(torch.full((1,), logit, **like))
+        if self.options.gain == "adaptive" and "gain_moments" not in self._buffers:
+            self.register_buffer("gain_moments", torch.zeros(2, **like))
+        if self.options.transition == "learned" and "prior_scale" not in self._parameters:
+            self.prior_scale = nn.Parameter(torch.ones(num_channels, **like))
+            self.prior_noise = nn.Parameter(torch.zeros(num_channels, **like))
+
+    def _like(self) -> dict[str, Any]:
+        tensors = [each for each in (self.weight, getattr(self, "running_mean", None)) if each is not None]
+        return {"device": tensors[0].device, "dtype": wide_dtype(tensors[0])} if tensors else {}
+
+    def _num_channels(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether moments are corrected in the present mode."""
+        return self.training
+
+    def clear(self) -> None:
+        """Forget the last pass."""
+        self.latest = None
+
+    def seal(self) -> None:
+        """Let go of the last pass's graph, and keep its values."""
+        self.latest = None if self.latest is None else self.latest.detached()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "latest": None}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in _ADDED_BY_A_PRIOR:  # a checkpoint of the layer it stands for says nothing of these
+            own = self._parameters.get(name, self._buffers.get(name))
+            if own is not None and prefix + name not in state_dict:
+                state_dict[prefix + name] = own.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def output_moments(self, num_splits: int) -> Moments | None:
+        """Return what later layers are predicted from: the moments of the output, in the layer's state space.
+
+        Args:
+            num_splits: S.
+
+        Returns:
+            (S, C), or None where the layer has not run in this pass.
+        """
+        settled = self._settled(num_splits)
+        if settled is None or self.options.state_space == "raw":
+            return None if settled is None else settled[1]
+        observed, posterior = settled
+        weight = torch.ones_like(posterior.mean) if self.weight is None else self.weight.to(posterior.mean)
+        bias = torch.zeros_like(posterior.mean) if self.bias is None else self.bias.to(posterior.mean)
+        scale = weight * (posterior.var + self.eps).rsqrt()
+        if self.options.state_space == "normalized":
+            return Moments(bias.expand_as(scale), scale.square() * posterior.var, posterior.size)
+        mean = bias + scale * (observed.mean - posterior.mean)
+        return Moments(mean, scale.square() * observed.var, posterior.size)
+
+    def _settled(self, num_splits: int) -> tuple[Moments, Moments] | None:
+        """Return observed and posterior moments per channel; None where the layer has not run in this pass."""
+        return None if self.latest is None else (self.latest.observed, self.latest.posterior)
+
+    def _normalize(self, input: Tensor, num_splits: int, rule: Correction) -> SplitNormalized:
+        """Normalize by the posterior moments and remember them."""
+        with torch.autocast(input.device.type, enabled=False):
+            prior = self._prior(input, num_splits)
+            weight = None if prior is None else self._prior_weight(input)
+            of_prior = (None, None) if prior is None else prior[:2]
+            normalized = normalize_splits(input, num_splits, rule, (self.weight, self.bias, *of_prior, weight))
+        self.latest = LayerMoments(normalized.observed, prior, normalized.posterior, weight)
+        return normalized
+
+    def _prior(self, input: Tensor, num_splits: int) -> Moments | None:
+        options = self.options
+        is_weightless = options.gain == "fixed" and options.prior_weight == 0
+        prior = None if self.program is None or is_weightless else self.program.predict(num_splits)
+        if prior is not None and options.detach_prior:
+            prior = Moments(prior.mean.detach(), prior.var.detach(), prior.size)
+        if prior is not None and options.transition == "learned":
+            var = self.prior_scale.square() * prior.var + nn.functional.softplus(self.prior_noise)
+            prior = Moments(self.prior_scale * prior.mean, var, prior.size)
+        if options.prior is not None:
+            prior = options.prior(self, prior, observe_splits(input, num_splits))
+        return None if prior is None else _checked(prior, num_splits, input)
+
+    def _prior_weight(self, input: Tensor) -> Tensor:
+        """Return p, one number."""
+        if self.options.gain == "learned":
+            return self.prior_logit.to(wide_dtype(input)).sigmoid()
+        if self.options.gain == "fixed":
+            return torch.full((1,), self.options.prior_weight, device=input.device, dtype=wide_dtype(input))
+        if is_computed_again() and self.latest is not None and self.latest.prior_weight is not None:
+            return self.latest.prior_weight
+        return adaptive_prior_weight(self.gain_moments, self.options.prior_weight).to(wide_dtype(input))
+
+    @torch.no_grad()
+    def _track_gain(self, num_values: int) -> None:
+        """Update what the adaptive gain is taken from; it serves the next pass."""
+        if self.latest is not None and self.latest.prior is not None and self.options.gain == "adaptive":
+            moments = moments_of_gain(self.latest.observed, self.latest.prior, num_values)
+            self.gain_moments.lerp_(moments.to(self.gain_moments), _MOMENTUM_OF_GAIN)
+
+
+def is_computed_again() -> bool:
+    """Return whether this forward pass runs inside a backward pass, as activation checkpointing has it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _checked(prior: Moments, num_splits: int, input: Tensor) -> Moments:
+    shape = (num_splits, input.shape[1])
+    if any(
+        tensor.dim() != 2 or tensor.shape[0] not in (1, shape[0]) or tensor.shape[1] not in (1, shape[1])
+        for tensor in prior[:2]
+    ):
+        raise InputError(
+            f"prior must be of shape {shape}, splits and channels; got {tuple(prior.mean.shape)} and "
+            f"{tuple(prior.var.shape)}. A path must keep samples in their place and end in the layer's channels."
+        )
+    mean, var = (tensor.to(wide_dtype(input)).expand(shape) for tensor in prior[:2])
+    return Moments(mean, var, prior.size)
+
+
+def check_input(input: Tensor) -> None:
+    """Refuse what has no variance in the sense of normalization.
+
+    Args:
+        input: of a layer.
+
+    Raises:
+        InputError: complex or integer input.
+    """
+    if not input.is_floating_point():
+        raise InputError(f"input must be of a real floating-point type; got {input.dtype}. Convert it first.")

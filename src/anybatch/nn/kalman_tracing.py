@@ -1,0 +1,116 @@
+"""Which operations lead from layer to layer, and what shapes pass between them? torch.fx looks; nothing is replaced."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from anybatch.errors import InputError
+from anybatch.nn.kalman_layer import KalmanLayer
+from anybatch.nn.moment_propagation import find_propagation_rule
+
+_HOW_TO_NAME_SOURCES = (
+    "Convert a part that can be traced, such as model.backbone, or name the sources of the layers: "
+    "sources={'bn2': [['bn1', torch.relu, 'conv2']]}, each path a layer or module whose output is known and what "
+    "follows it, several paths being added."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A model as a graph.
+
+    Attributes:
+        graph: its nodes are in the order of execution; module names are those of the model.
+        shapes: node -> shape of its tensor; nodes of other values are left out.
+    """
+
+    graph: fx.Graph
+    shapes: dict[fx.Node, tuple[int, ...]]
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Traced:
+    """Trace a model, and find the shape of every tensor, without computing it where that is possible.
+
+    Modules that cannot be traced are taken whole; those with a propagation rule always are.
+
+    Args:
+        model: any module; it is left as it is, in its mode.
+        example_inputs: a tensor, or a tuple of positional arguments.
+
+    Returns:
+        The graph and its shapes.
+
+    Raises:
+        InputError: the model's own `forward` cannot be traced, or the example inputs do not run through it.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__}.forward must be traceable by torch.fx; got {type(error).__name__}: "
+            f"{_first_line(error)}. {_HOW_TO_NAME_SOURCES}"
+        ) from error
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    try:
+        return Traced(graph, _find_shapes(model, graph, inputs))
+    except Exception as error:
+        raise InputError(
+            f"example_inputs must run through {type(model).__name__}; got {type(error).__name__}: {_first_line(error)}."
+        ) from error
+
+
+def _find_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, tuple[int, ...]]:
+    try:
+        shapes = _Shapes(fx.GraphModule(model, graph))
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            shapes.run(*(mode.from_tensor(each) if isinstance(each, Tensor) else each for each in inputs))
+    except DataDependentOutputException:  # a module taken whole looks at values
+        shapes = _Shapes(fx.GraphModule(copy.deepcopy(model), graph))
+        with torch.random.fork_rng(), torch.no_grad():
+            shapes.run(*inputs)
+    return shapes.found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(".")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_known = isinstance(m, KalmanLayer) or find_propagation_rule(m) is not None
+        return is_known or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nodes_before = set(self.graph.nodes)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            for node in reversed(self.graph.nodes):
+                if node not in nodes_before:
+                    self.graph.erase_node(node)
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph past its normalization layers, which keep the shape, and notes what comes out."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = tuple(result.shape)
+        return result
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        keeps_shape = isinstance(module, (KalmanLayer, nn.modules.batchnorm._BatchNorm))
+        return args[0].clone() if keeps_shape else super().call_module(target, args, kwargs)

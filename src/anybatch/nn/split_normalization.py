@@ -1,0 +1,184 @@
+"""How is every split of a batch normalized by moments of one's own choice, at about the cost of batch norm?
+
+A rule turns the observed moments of the splits into a scale and a shift, all of them small. What is as large as the
+batch is passed over as often as batch norm does: once to observe, once to apply, and twice on the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from anybatch.nn.moments import Moments, wide_dtype
+from anybatch.nn.split_passes import passes_for
+
+# (mean, var, *tensors) of shape (S, C) -> scale and shift of the centred input, mean and var that the rule settled on
+Rule = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+class SplitNormalized(NamedTuple):
+    """A normalized batch, with what was observed and what the rule made of it.
+
+    Attributes:
+        output: the shape, dtype and memory format of the input.
+        observed: (S, C) moments of the splits, differentiable.
+        posterior: (S, C) moments that the rule settled on, differentiable.
+    """
+
+    output: Tensor
+    observed: Moments
+    posterior: Moments
+
+
+def normalize_splits(input: Tensor, num_splits: int, rule: Rule, tensors: Sequence[Tensor | None]) -> SplitNormalized:
+    """Normalize S equal, contiguous splits of a batch: scale (x - observed mean) + shift, as the rule says.
+
+    Args:
+        input: (N, C) or (N, C, *).
+        num_splits: S, which divides N.
+        rule: from the observed moments and `tensors` to scale, shift, mean and variance, each (S, C). A pure function
+            of differentiable operations: it is called again on the way back.
+        tensors: what the rule takes besides; gradients flow to them.
+
+    Returns:
+        The output with observed moments and the rule's.
+    """
+    # a compiler differentiates and fuses for itself
+    way = _normalize_plainly if torch.compiler.is_compiling() else _Normalize.apply
+    output, *moments = way(input, num_splits, rule, *tensors)
+    size = tuple(input.shape[2:])
+    return SplitNormalized(output, Moments(moments[0], moments[1], size), Moments(moments[2], moments[3], size))
+
+
+def observe_splits(input: Tensor, num_splits: int) -> Moments:
+    """Return the moments of S equal, contiguous splits of a batch, differentiable.
+
+    Args:
+        input: (N, C) or (N, C, *).
+        num_splits: S, which divides N.
+
+    Returns:
+        (S, C) moments; the variance is biased.
+
+    Example:
+        >>> moments = observe_splits(torch.tensor([[1.0], [3.0], [-2.0], [2.0]]), 2)
+        >>> moments.mean.flatten().tolist(), moments.var.flatten().tolist()
+        ([2.0, 0.0], [1.0, 4.0])
+    """
+    way = _observe_plainly if torch.compiler.is_compiling() else _Observe.apply
+    mean, var = way(input, num_splits)
+    return Moments(mean, var, tuple(input.shape[2:]))
+
+
+def _parts(input: Tensor, num_splits: int) -> Tensor:
+    """Return the input in its wide type as (S, samples of a split, C, positions)."""
+    return input.to(wide_dtype(input)).reshape(num_splits, -1, input.shape[1], input.shape[2:].numel())
+
+
+def _observe_plainly(input: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
+    parts = _parts(input, num_splits)
+    mean = parts.mean((1, 3))
+    return mean, (parts - mean[:, None, :, None]).square().mean((1, 3))
+
+
+def _normalize_plainly(input: Tensor, num_splits: int, rule: Rule, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """Do what `_Normalize` does; differentiable as often as one likes."""
+    mean, var = _observe_plainly(input, num_splits)
+    scale, shift, *posterior = rule(mean, var, *tensors)
+    centred = _parts(input, num_splits) - mean[:, None, :, None]
+    output = centred * scale[:, None, :, None] + shift[:, None, :, None]
+    return output.reshape(input.shape).to(input.dtype), mean, var, *posterior
+
+
+class _Observe(torch.autograd.Function):
+    """`_observe_plainly`, one pass each way."""
+
+    @staticmethod
+    def forward(input: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
+        return passes_for(input, num_splits).observe()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, ctx.num_splits = inputs
+        ctx.save_for_backward(input, output[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        input, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(_observe_plainly(input, ctx.num_splits), input, grads, create_graph=True)[
+                0
+            ], None
+        passes = passes_for(input, ctx.num_splits)
+        of_mean, of_var = (grad / passes.num_values for grad in grads)
+        return passes.apply(mean, 2 * of_var, of_mean), None
+
+
+class _Normalize(torch.autograd.Function):
+    """`_normalize_plainly` in as many passes as batch norm has, and as much memory."""
+
+    @staticmethod
+    def forward(input: Tensor, num_splits: int, rule: Rule, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        passes = passes_for(input, num_splits)
+        mean, var = passes.observe()
+        scale, shift, *posterior = rule(mean, var, *tensors)
+        # the rule may settle on what was observed, and an output must be an object of its own
+        return passes.apply(mean, scale, shift), mean, var, *(tensor.clone() for tensor in posterior)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, ctx.num_splits, ctx.rule, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, output[1], output[2], *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad, *grads_of_moments = grad_outputs
+        input, mean, var, *tensors = ctx.saved_tensors
+        grad = torch.zeros_like(input) if grad is None else grad
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            return _differentiable_gradients(ctx, grad, *grads_of_moments)
+        passes = passes_for(input, ctx.num_splits)
+        of_scale, of_shift = passes.reduce(grad, mean)
+        scale, of_mean, of_var, *of_tensors = _through_rule(
+            ctx.rule, mean, var, tensors, (of_scale, of_shift, *grads_of_moments[2:])
+        )
+        observed = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
+        of_mean, of_var = (own if other is None else own + other for own, other in observed)
+        factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
+        return passes.combine(grad, mean, *factors), None, None, *of_tensors
+
+
+def _through_rule(
+    rule: Rule,
+    mean: Tensor,
+    var: Tensor,
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+) -> tuple[Any, ...]:
+    """Return the rule's scale and the gradients to its mean, its variance and its tensors."""
+    with torch.enable_grad():
+        inputs = [None if each is None else each.detach().requires_grad_() for each in (mean, var, *tensors)]
+        outputs = rule(*inputs)
+        pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None and pair[0].requires_grad]
+        wanted = [each for each in inputs if each is not None]
+        outputs_, grads_ = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs_, wanted, grads_, allow_unused=True))
+    gradients = [None if each is None else next(found) for each in inputs]
+    of_mean, of_var = (torch.zeros_like(mean) if each is None else each for each in gradients[:2])
+    return outputs[0].detach(), of_mean, of_var, *gradients[2:]
+
+
+def _differentiable_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    input, _, _, *tensors = ctx.saved_tensors
+    outputs = _normalize_plainly(input, ctx.num_splits, ctx.rule, *tensors)
+    pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]
+    is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+    wanted = [each for each, needed in zip((input, *tensors), is_needed, strict=True) if needed]
+    outputs, grads = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
+    of_input, *of_tensors = (next(found) if needed else None for needed in is_needed)
+    return of_input, None, None, *of_tensors

@@ -1,0 +1,101 @@
+"""`anybatch convert`: the table of layers, weights that load into the other model, and refusals."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from anybatch import Workload
+from anybatch.cli import launch
+from anybatch.cli.main import app
+from anybatch.nn import convert
+
+FILE = Path(__file__)
+
+
+def normed(**changes):
+    fields = {
+        "model": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+        "train_set": TensorDataset(torch.randn(20, 6), torch.zeros(20).long()),
+        "loss": lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        "optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        **changes,
+    }
+    return Workload(**fields)
+
+
+def without_norms():
+    return normed(model=lambda: nn.Linear(6, 3))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command; return exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["anybatch", "convert", *map(str, arguments)])
+        code = launch.run(app)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("kind", ["ghost", "batch_renorm", "moving_average", "group", "layer", "sync", "kalman"])
+def test_a_dry_run_prints_the_table_of_layers(run, kind):
+    code, out, err = run(f"{FILE}:normed", "--to", kind, "--dry-run")
+    assert (code, err) == (0, "")
+    first, row, *_ = out.splitlines()
+    assert first == f"layers replaced: 1, kind: {kind}"
+    assert row.split()[0] == "1"
+
+
+def test_options_reach_the_layers(run):
+    options = ["--option", "micro_batch_size=2", "--option", "relaxation=0,10,20", "--option", "r_max=2.5"]
+    code, out, _ = run(f"{FILE}:normed", "--to", "batch_renorm", "--dry-run", *options)
+    assert code == 0
+    assert "micro_batch_size=2, r_max=2.5, d_max=5.0, relaxation=(0, 10, 20))" in out
+    code, out, _ = run(f"{FILE}:normed", "--to", "moving_average", "--dry-run", "--option", "centered_weights=true")
+    assert "note: weights are centred in 1 layers: 0" in out
+
+
+def test_a_model_without_batch_norm_says_so(run):
+    code, out, _ = run(f"{FILE}:without_norms", "--to", "group", "--dry-run")
+    assert code == 0
+    assert "the model has no batch normalization, so there is nothing to replace" in out
+
+
+def test_a_converted_checkpoint_loads_into_the_converted_model(run, tmp_path):
+    model = normed().model()
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    code, _, err = run(
+        f"{FILE}:normed", "--to", "group", "--checkpoint", tmp_path / "in.pt", "--save", tmp_path / "out.pt"
+    )
+    assert (code, err) == (0, "")
+    other = convert(normed().model(), "group").model
+    other.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+    assert torch.equal(other[1].weight, model[1].weight)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--to", "group"], "convert must be given --dry-run, to show what would be done, or --save FILE; give one"),
+        (["--to", "group", "--dry-run", "--save", "x.pt"], "convert must be given --dry-run"),
+        (["--to", "instance", "--dry-run"], "'instance' is not one of 'ghost', 'batch'"),
+        (["--to", "group", "--dry-run", "--option", "num_groups"], "--option must be name=value, such as"),
+        (["--to", "group", "--dry-run", "--option", "num_groups=3"], "num_groups must divide the channels of every"),
+        (["--to", "batch", "--dry-run", "--option", "x=1"], "options of kind 'batch' must be none; got x"),
+    ],
+)
+def test_bad_arguments_are_refused_with_exit_code_2(run, arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(f"{FILE}:normed", *arguments)
+    assert code == 2
+    assert told in err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,414 @@
+"""Every kind of conversion on networks as they are used: what is kept, what is told, and the way back."""
+
+import copy
+import warnings
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from anybatch.errors import InputError
+from anybatch.nn import (
+    BatchRenorm2d,
+    GhostBatchNorm2d,
+    Kind,
+    MovingAverageBatchNorm1d,
+    MovingAverageBatchNorm2d,
+    convert,
+)
+from anybatch.nn.conversion_targets import BATCH_TYPES, OWN_TYPES, TARGETS
+from anybatch.nn.optimizer_rebinding import rebind
+
+torchvision = pytest.importorskip("torchvision")
+# kinds that keep the running statistics, and evaluate as BatchNorm does
+KEEPING = tuple(kind for kind in TARGETS if kind not in ("batch", "group", "group_kalman", "layer", "sync"))
+DROPPING = ("group", "layer", "group_kalman")
+WIRED = tuple(kind for kind, target in TARGETS.items() if target.is_wired)
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def images(num_samples=2, size=32):
+    return torch.randn(num_samples, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def trained_a_little(model):
+    """Statistics and parameters that differ from those of a fresh layer."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, BATCH_TYPES):
+                for tensor in (module.weight, module.running_var):
+                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=rng))
+                for tensor in (module.bias, module.running_mean):
+                    tensor.copy_(0.1 * torch.randn(tensor.shape, generator=rng))
+    return model
+
+
+def converted(model, kind, size=32, **options):
+    """Convert with an image for those kinds that follow one through the model."""
+    return convert(model, kind, example_inputs=images(2, size) if kind in WIRED else None, **options)
+
+
+def small_model():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=0.01, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(8)
+    )
+    model.append(nn.BatchNorm1d(8))
+    model(images(4, 8))
+    return trained_a_little(model)
+
+
+# ------------------------------------------------------------------------------------------- the table
+
+
+def test_the_table_has_every_kind_and_each_has_a_layer_for_every_dimension():
+    assert tuple(TARGETS) == get_args(Kind)
+    for target in TARGETS.values():
+        assert len(target.types) == 3
+    assert not set(OWN_TYPES) & set(BATCH_TYPES)
+
+
+# ------------------------------------------------------------------------------------------- networks
+
+NETWORKS = {
+    "resnet18": (lambda: torchvision.models.resnet18(), 20),
+    "resnet50": (lambda: torchvision.models.resnet50(), 53),
+    "densenet121": (lambda: torchvision.models.densenet121(), 121),
+    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 34),
+    "efficientnet_b0": (lambda: torchvision.models.efficientnet_b0(), 49),
+    "faster_rcnn_backbone": (lambda: torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None).backbone, 53),
+    "deeplabv3": (lambda: torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None), 60),
+    "fcn": (lambda: torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None), 54),
+}  # fmt: skip
+
+
+def output_of(model, x):
+    output = model(x)
+    return torch.cat([each.flatten() for each in output.values()]) if isinstance(output, dict) else output
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    make, num_norms = NETWORKS[request.param]
+    torch.manual_seed(0)
+    return trained_a_little(make()).eval(), num_norms
+
+
+@torch.no_grad()
+def test_networks_convert_to_every_kind_and_come_back_to_what_they_were(network):
+    original, num_norms = network
+    model = copy.deepcopy(original)
+    wanted = output_of(model, images())
+    for kind in KEEPING:
+        conversion = converted(model, kind)
+        assert len(conversion.replaced) == num_norms
+        assert torch.equal(output_of(model, images()), wanted), kind
+        assert not any(module.training for module in model.modules())
+        assert output_of(model.train(), images(8)).isfinite().all()
+        model.eval().load_state_dict(original.state_dict(), strict=False)
+    assert len(convert(model, "batch").replaced) == num_norms
+    assert torch.equal(output_of(model, images()), wanted)
+    assert model.state_dict().keys() == original.state_dict().keys()
+    assert repr(model) == repr(original)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", DROPPING)
+def test_networks_lose_their_statistics_to_group_norm_and_are_told(network, kind):
+    model = copy.deepcopy(network[0])
+    before = dict(model.named_parameters())
+    conversion = converted(model, kind)
+    assert len(conversion.replaced) == network[1]
+    after = dict(model.named_parameters())
+    assert all(parameter is after[name] for name, parameter in before.items())
+    assert len(after) == len(before) or kind in WIRED
+    assert not any(name.endswith(STATISTICS) for name in model.state_dict())
+    assert "the running statistics have no home in GroupNorm" in str(conversion)
+    assert output_of(model, images()).isfinite().all()
+
+
+def test_a_network_without_batch_norm_says_so():
+    model = torchvision.models.convnext_tiny()
+    conversion = convert(model, "group")
+    assert conversion.replaced == ()
+    assert "note: the model has no batch normalization, so there is nothing to replace" in str(conversion)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet26d"])
+def test_networks_of_timm_convert(name):
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name).eval()
+    wanted = model(images())
+    num_norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    for kind in KEEPING:
+        assert len(converted(model, kind).replaced) == num_norms
+        assert torch.equal(model(images()), wanted)
+    assert len(convert(model, "batch").replaced) == num_norms
+
+
+# ------------------------------------------------------------------------------------------- what is kept
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_tensors_settings_hooks_and_modes_are_kept(kind):
+    model = small_model().eval()
+    model[5].train()
+    model[1].weight.requires_grad_(False)
+    seen = []
+    handle = model[1].register_forward_hook(lambda module, inputs, output: seen.append(type(module)))
+    old = model[1]
+    tensors = [old.weight, old.bias, old.running_mean, old.running_var, old.num_batches_tracked]
+    converted(model, kind, 8)
+    new = model[1]
+    kept = [new.weight, new.bias, new.running_mean, new.running_var, new.num_batches_tracked]
+    assert all(each is other for each, other in zip(tensors, kept, strict=True))
+    assert (new.eps, new.momentum, new.training, model[5].training) == (0.01, 0.3, False, True)
+    assert not new.weight.requires_grad
+    model(images(4, 8))
+    assert seen == [type(new)]
+    handle.remove()
+    model(images(4, 8))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", [*KEEPING, *DROPPING, "sync"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_new_tensors_have_the_dtype_and_device_of_the_old(kind, dtype):
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).to("meta", dtype)
+    convert(model, kind, example_inputs=torch.zeros(2, 8, 4, 4, device="meta", dtype=dtype))
+    tensors = [*model.parameters(), *(tensor for tensor in model.buffers() if tensor.is_floating_point())]
+    assert all(tensor.device.type == "meta" for tensor in model.state_dict().values())
+    assert model[0].weight.dtype == dtype
+    assert all(tensor.dtype in (dtype, torch.promote_types(dtype, torch.float32)) for tensor in tensors)
+
+
+@pytest.mark.parametrize("kind", [*KEEPING, *DROPPING])
+def test_an_optimizer_and_an_average_of_the_weights_go_on(kind):
+    model = small_model()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(images(4, 8)).square().sum().backward()
+    optimizer.step()
+    converted(model, kind, 8, optimizer=optimizer)
+    if kind not in ("ghost", "batch_renorm"):  # which have the tensors of BatchNorm and no others
+        converted(average.module, kind, 8)
+    weight = model[1].weight.detach().clone()
+    momentum = optimizer.state[model[1].weight]["momentum_buffer"].clone()
+    optimizer.zero_grad()
+    model(images(4, 8)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[1].weight, weight)
+    assert not torch.equal(optimizer.state[model[1].weight]["momentum_buffer"], momentum)
+    assert all(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
+    average.update_parameters(model)
+
+
+def test_options_of_a_kind_reach_its_layers_and_momentum_may_be_given():
+    model = small_model()
+    convert(model, "batch_renorm", micro_batch_size=2, relaxation=(0, 1, 2), momentum=0.01)
+    assert (model[1].micro_batch_size, model[1].relaxation, model[1].momentum) == (2, (0, 1, 2), 0.01)
+    convert(model, "moving_average", num_averaged=4)
+    assert (model[1].num_averaged, model[1].micro_batch_size, model[1].momentum) == (4, None, 0.01)
+    assert not hasattr(model[1], "relaxation")
+
+
+def test_each_kind_converts_over_to_each_other_and_takes_new_options():
+    model = small_model().eval()
+    wanted = model(images(4, 8))
+    for kind in KEEPING:
+        for other in KEEPING:
+            converted(model, kind, 8)
+            assert converted(model, other, 8).replaced == ("1", "5")
+            assert type(model[1]) is TARGETS[other].types[1]
+            assert torch.equal(model(images(4, 8)), wanted)
+
+
+# ------------------------------------------------------------------------------------------- frozen batch norm
+
+
+@pytest.mark.parametrize("kind", ["batch", *KEEPING, *DROPPING])
+def test_frozen_batch_norm_is_replaced_and_its_weights_stay_frozen(kind):
+    frozen = torchvision.ops.FrozenBatchNorm2d(8, eps=0.01)
+    for tensor in frozen.buffers():
+        tensor.uniform_(0.5, 1.5)
+    model = nn.Sequential(frozen).eval()
+    x = torch.randn(4, 8, 3, 3)
+    wanted = model(x)
+    assert convert(model, kind, example_inputs=x).replaced == ("0",)
+    assert not any(parameter.requires_grad for parameter in (model[0].weight, model[0].bias))
+    assert model[0].weight.data_ptr() == frozen.weight.data_ptr()
+    assert model[0].eps == 0.01
+    if kind not in DROPPING:
+        torch.testing.assert_close(model(x), wanted)
+        assert model[0].running_mean is frozen.running_mean
+
+
+def test_the_backbone_of_a_pretrained_detector_is_replaced():
+    model = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d).eval()
+    wanted = model(images())
+    assert len(convert(model, "ghost").replaced) == 20
+    torch.testing.assert_close(model(images()), wanted)
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+def test_group_norm_chooses_its_groups_by_the_channels_of_a_layer():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(16), nn.BatchNorm2d(512))
+    convert(model, "group")
+    assert [layer.num_groups for layer in model] == [1, 4, 32]
+    fresh = nn.Sequential(nn.BatchNorm2d(16))
+    assert convert(fresh, "group", num_groups=8).model[0].num_groups == 8
+
+
+def test_groups_that_do_not_divide_are_refused_before_anything_changes():
+    model = nn.Sequential(nn.BatchNorm2d(8), nn.BatchNorm2d(10))
+    with pytest.raises(InputError, match=r"num_groups must divide .*; got 4 for 10\. Choose 2 or 5, or leave it out"):
+        convert(model, "group", num_groups=4)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_sync_batch_norm_is_torchs_own_and_a_last_stop():
+    model = small_model()
+    conversion = convert(model, "sync")
+    assert type(model[1]) is type(model[5]) is nn.SyncBatchNorm
+    assert "not converted back" in str(conversion)
+    assert model.eval()(images(4, 8)).isfinite().all()
+    with pytest.raises(InputError, match=r"layer '1' must be exactly .*; got SyncBatchNorm\."):
+        convert(model, "ghost")
+
+
+# ------------------------------------------------------------------------------------------- centred weights
+
+
+def test_moving_averages_with_centred_weights_go_and_come_back():
+    model = small_model()
+    parameters = list(model.parameters())
+    conversion = convert(model, "moving_average", centered_weights=True)
+    assert parametrize.is_parametrized(model[0])
+    assert parametrize.is_parametrized(model[4])
+    assert "note: weights are centred in 2 layers: 0, 4" in str(conversion)
+    assert {id(parameter) for parameter in model.parameters()} == {id(parameter) for parameter in parameters}
+    wanted = model.eval()(images(4, 8))
+    conversion = convert(model, "batch")
+    assert "2 layers with centred weights have plain ones of the same values again" in str(conversion)
+    assert all(each is other for each, other in zip(model.parameters(), parameters, strict=True))
+    torch.testing.assert_close(model(images(4, 8)), wanted)
+
+
+def test_weights_to_center_may_be_named_and_bad_names_are_refused_before_anything_changes():
+    model = small_model()
+    with pytest.raises(InputError, match="layer '2' must be a convolution or a linear layer to be centred; got ReLU"):
+        convert(model, "moving_average", centered_weights=["0", "2"])
+    assert type(model[1]) is nn.BatchNorm2d
+    convert(model, "moving_average", centered_weights=["4"])
+    assert not parametrize.is_parametrized(model[0])
+    assert isinstance(model[5], MovingAverageBatchNorm1d)
+
+
+def test_a_converted_moving_average_goes_on_with_the_mean_it_had():
+    model = small_model()
+    mean = model[1].running_mean.clone()
+    convert(model, "moving_average")
+    assert isinstance(model[1], MovingAverageBatchNorm2d)
+    model(images(4, 8))
+    assert torch.equal(model[1].running_mean, mean)
+
+
+# ------------------------------------------------------------------------------------------- optimizers
+
+
+class Gained(nn.BatchNorm1d):
+    def __init__(self, num_features):
+        super().__init__(num_features)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_an_optimizer_takes_new_parameters_into_the_group_of_their_layer_and_forgets_gone_ones():
+    old, new, body = nn.BatchNorm1d(3), Gained(3), nn.Linear(3, 3)
+    new.weight, new.bias = old.weight, old.bias
+    groups = [{"params": list(body.parameters())}, {"params": list(old.parameters()), "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.1)
+    assert rebind(optimizer, {old: new}) == ["1 parameters added, 0 removed, in the optimizer too"]
+    assert any(each is new.gain for each in optimizer.param_groups[1]["params"])
+    new.gain.grad = torch.ones(())
+    optimizer.step()
+    assert new.gain in optimizer.state
+    assert rebind(optimizer, {new: old}) == ["0 parameters added, 1 removed, in the optimizer too"]
+    assert new.gain not in optimizer.state
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+    assert "pass it as optimizer=" in rebind(None, {old: new})[0]
+    assert rebind(optimizer, {old: old}) == []
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(InputError, match="the optimizer must hold parameters of this model; it holds none"):
+        convert(small_model(), "ghost", optimizer=optimizer)
+
+
+# ------------------------------------------------------------------------------------------- refusals
+
+
+def test_wrapped_and_compiled_models_are_refused():
+    for wrapped, found in (
+        (nn.DataParallel(small_model()), "the model must be .*; got DataParallel"),
+        (torch.compile(small_model(), backend="eager"), "the model must be .*; got OptimizedModule"),
+        (nn.Sequential(torch.compile(small_model(), backend="eager")), "module '0' must be .*; got OptimizedModule"),
+        (compiled_in_place(small_model()), "the model must be converted before it is compiled; got a compiled one"),
+        (nn.Sequential(nn.BatchNorm1d(3), scripted()), "module '1' must be .*; got a scripted module"),
+    ):
+        with pytest.raises(InputError, match=found):
+            convert(wrapped, "ghost")
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def scripted():
+    with warnings.catch_warnings(action="ignore"):  # of a way that is on its way out
+        return torch.jit.script(nn.Linear(3, 3))
+
+
+def test_a_model_under_data_parallel_training_is_refused(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(small_model())
+        with pytest.raises(InputError, match=r"the model must be converted before it is wrapped .*; got Distributed"):
+            convert(model, "ghost")
+        assert type(model.module[1]) is nn.BatchNorm2d
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["batch_renorm", "moving_average"])
+def test_layers_that_need_statistics_are_refused_without(kind):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    told = f"layer '1' must have running statistics to become '{kind}'; got track_running_stats=False"
+    with pytest.raises(InputError, match=told):
+        convert(model, kind)
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_options_of_another_kind_are_refused_with_those_it_has(kind):
+    target = TARGETS[kind]
+    known = ", ".join((*target.options, *target.model_options))
+    wanted = f"must be {'among ' + known if known else 'none'}; got ghosts"
+    with pytest.raises(InputError, match=f"options of kind '{kind}' {wanted}"):
+        convert(small_model(), kind, ghosts=4)
+
+
+def test_an_option_of_none_is_the_default():
+    model = small_model()
+    convert(model, "ghost", ghost_batch_size=None)
+    assert isinstance(model[1], GhostBatchNorm2d)
+    assert model[1].ghost_batch_size == 32
+    convert(model, "batch_renorm", micro_batch_size=None)
+    assert isinstance(model[1], BatchRenorm2d)

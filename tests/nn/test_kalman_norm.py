@@ -1,0 +1,380 @@
+"""Kalman normalization: the checks of the digest by number, the slow twin, and BatchNorm where it must be BatchNorm."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference.kalman_norm import train_once
+from torch import nn
+
+from anybatch.errors import InputError
+from anybatch.nn import (
+    GroupKalmanNorm,
+    KalmanNorm1d,
+    KalmanNorm2d,
+    KalmanNorm3d,
+    KalmanOptions,
+    Moments,
+    correct_moments,
+    fold_channels,
+    kalman_norm,
+)
+
+LAYERS = {2: KalmanNorm1d, 3: KalmanNorm1d, 4: KalmanNorm2d, 5: KalmanNorm3d}
+FIXED = {"gain": "fixed"}
+BY_HAND = torch.tensor([[1.0], [3.0], [-2.0], [2.0]])
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def moments(mean, var) -> Moments:
+    return Moments(*(torch.tensor(each, dtype=torch.float64) for each in (mean, var)))
+
+
+def standing_prior(mean, var):
+    return lambda layer, predicted, observed: moments(mean, var)
+
+
+def check_close(left, right, **tolerance) -> None:
+    wanted = torch.as_tensor(right, dtype=left.dtype).view(left.shape)
+    torch.testing.assert_close(left, wanted, **(tolerance or {"rtol": 1e-5, "atol": 1e-6}))
+
+
+# ------------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize(("p", "mean", "var"), [(0.9, 0.9, 3.79), (0.05, 0.05, 1.1975), (0, 0, 1), (1, 1, 4)])
+def test_check_1_the_blend_is_a_mixture(p, mean, var):
+    posterior = correct_moments(moments([[0.0]], [[1.0]]), moments([[1.0]], [[4.0]]), p)
+    check_close(posterior.mean, mean)
+    check_close(posterior.var, var)
+
+
+def test_check_2_two_splits():
+    normalized = kalman_norm(BY_HAND, prior=Moments(torch.zeros(2, 1), torch.ones(2, 1)), prior_weight=0.9, splits=2)
+    check_close(normalized.observed.mean, [2, 0])
+    check_close(normalized.observed.var, [1, 4])
+    check_close(normalized.posterior.mean, [0.2, 0])
+    check_close(normalized.posterior.var, [1.36, 1.3])
+    check_close(normalized.output, [0.685992, 2.400971, -1.754109, 1.754109])
+
+
+@pytest.mark.parametrize(("running_splits", "mean", "var"), [("first", 0.02, 1.036), ("all", 0.01, 1.034)])
+def test_check_3_running_statistics(running_splits, mean, var):
+    prior = standing_prior([[0.0]], [[1.0]])
+    layer = KalmanNorm1d(1, splits=2, running_splits=running_splits, prior=prior, **FIXED)
+    layer(BY_HAND)
+    check_close(layer.running_mean, mean)
+    check_close(layer.running_var, var)
+    assert layer.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(
+    ("observed_var", "gate", "is_blended"),
+    [
+        ([1.0, 1.0], "layer", [False, False]),
+        ([1.0, 10.0], "layer", [True, True]),
+        ([1.0, 0.0], "layer", [False, False]),
+        ([1.0, 0.0], "channel", [True, False]),
+    ],
+)
+def test_check_4_the_gate_drops_a_prior_that_is_too_wide(observed_var, gate, is_blended):
+    observed = moments([[0.0, 0.0]], [observed_var])
+    posterior = correct_moments(observed, moments([[1.0, 1.0]], [[50.0, 300.0]]), 0.5, gate=gate)
+    assert (posterior.mean[0] == 0.5).tolist() == is_blended
+    assert posterior.var.isfinite().all()
+
+
+def test_check_8_without_weight_on_the_prior_each_split_is_batch_norm():
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
+        for shape in ((8, 3), (8, 3, 5, 5), (8, 3, 16, 16)):
+            x, grad = draw(*shape, dtype=dtype).requires_grad_(), draw(*shape, seed=1, dtype=dtype)
+            layer = LAYERS[x.dim()](
+                3, splits=2, prior_weight=0.0, dtype=dtype, prior=standing_prior([[1.0]], [[2.0]]), **FIXED
+            )
+            batch = [nn.BatchNorm1d, nn.BatchNorm2d][x.dim() == 4](3, dtype=dtype)
+            wanted = torch.cat([batch(part) for part in x.chunk(2)])
+            check_close(layer(x), wanted, rtol=tolerance, atol=2 * tolerance)
+            (got_grad,), (wanted_grad,) = (torch.autograd.grad(y, x, grad) for y in (layer(x), wanted))
+            check_close(got_grad, wanted_grad, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=3 * tolerance)
+
+
+def test_check_8_evaluation_is_batch_norm_and_checkpoints_load_both_ways():
+    layer, batch = KalmanNorm2d(3, splits=2), nn.BatchNorm2d(3)
+    layer(draw(4, 3, 5, 5, dtype=torch.float32))
+    batch.load_state_dict(layer.state_dict())
+    x = draw(3, 3, 5, 5, seed=1, dtype=torch.float32)
+    assert torch.equal(layer.eval()(x), batch.eval()(x))
+    layer.load_state_dict(nn.BatchNorm2d(3).state_dict())
+    assert layer.num_batches_tracked == 0
+
+
+def test_a_batch_norm_checkpoint_loads_into_a_layer_that_learns_its_gain():
+    layer = KalmanNorm2d(3, prior=standing_prior([[0.0]], [[1.0]]))
+    assert "prior_logit" in layer.state_dict()
+    layer.load_state_dict(nn.BatchNorm2d(3).state_dict())
+    check_close(layer.prior_logit.detach().sigmoid(), 0.9)
+
+
+def test_check_10_the_prior_keeps_a_share_of_the_mean_gradient():
+    x = draw(6, 1).requires_grad_()
+    for p in (0.0, 0.9):
+        prior = moments([[0.0]], [[1e6]])
+        output = kalman_norm(x, prior=prior, prior_weight=p, ratio_limit=1e12, eps=0.0).output
+        grad = torch.ones_like(output) + draw(6, 1, seed=1)
+        std = kalman_norm(x, prior=prior, prior_weight=p, ratio_limit=1e12).posterior.var.sqrt()
+        (of_input,) = torch.autograd.grad(output, x, grad)
+        check_close(of_input.sum(), (p * grad.sum() / std).detach(), rtol=1e-3, atol=1e-9)
+
+
+def test_check_12_channels_fold_into_groups():
+    folded = fold_channels(moments([[0.0, 2.0]], [[1.0, 3.0]]), 1)
+    check_close(folded.mean, 1)
+    check_close(folded.var, 3)
+
+
+def test_check_13_without_a_prior_running_statistics_are_batch_norms():
+    layer, batch = KalmanNorm2d(3, splits=4), nn.BatchNorm2d(3)
+    x = draw(8, 3, 5, 5, dtype=torch.float32)
+    layer(x), batch(x)
+    check_close(layer.running_mean, batch.running_mean)
+    check_close(layer.running_var, batch.running_var)
+    assert set(layer.state_dict()) == set(batch.state_dict())
+
+
+def test_check_15_a_batch_that_does_not_divide_is_refused_with_a_way_out():
+    with pytest.raises(
+        InputError, match=r"splits must divide the batch; got 4 for a batch of 6. Choose 3 or 6, or a batch of 8"
+    ):
+        KalmanNorm1d(3, splits=4)(torch.ones(6, 3))
+    with pytest.raises(InputError, match="micro_batch_size must divide the batch; got 4 for a batch of 3"):
+        KalmanNorm1d(3, micro_batch_size=4)(torch.ones(3, 3))
+    assert KalmanNorm1d(3, splits=4).eval()(torch.ones(6, 3)).isfinite().all()
+
+
+def test_check_15_one_value_per_split_is_no_number_lost():
+    x = draw(4, 3, 1, 1, dtype=torch.float32).requires_grad_()
+    layer = KalmanNorm2d(3, splits=4, prior=standing_prior([[0.0] * 3], [[1.0] * 3]))
+    layer(x).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert layer.running_var.isfinite().all()
+    with pytest.raises(InputError, match="more than 1 value per channel"):
+        KalmanNorm2d(3, splits=4)(x)
+
+
+# ------------------------------------------------------------------------------------------- the slow twin
+
+
+@st.composite
+def settings_of_a_pass(draw_value):
+    num_splits, size = draw_value(st.integers(1, 4)), draw_value(st.integers(1, 4))
+    rest = draw_value(st.lists(st.integers(1, 5), max_size=3))
+    size = size + 1 if torch.Size(rest).numel() * size == 1 else size
+    return (num_splits * size, draw_value(st.integers(1, 3)), *rest), num_splits
+
+
+@given(
+    settings_of_a_pass(),
+    st.sampled_from([None, 0.05, 0.5, 0.9, 1.0]),
+    st.sampled_from(["channel", "layer"]),
+    st.sampled_from(["all", "first"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_training_pass_equals_the_slow_twin(setting, p, gate, running_splits, is_double, channels_last):
+    shape, num_splits = setting
+    num_channels = shape[1]
+    dtype = torch.float64 if is_double else torch.float32
+    x = draw(*shape, seed=3, dtype=dtype) + 0.5
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    grad = draw(*shape, seed=4)
+    inputs = [x, draw(num_channels, seed=1, dtype=dtype), draw(num_channels, seed=2, dtype=dtype)]
+    inputs += [
+        draw(num_splits, num_channels, seed=5, dtype=dtype),
+        draw(num_splits, num_channels, seed=6, dtype=dtype).exp(),
+    ]
+    leaves = [each.detach().clone(memory_format=torch.preserve_format).requires_grad_() for each in inputs]
+    slow = [each.detach().double().requires_grad_() for each in inputs]
+    prior = None if p is None else (lambda layer, predicted, observed: Moments(leaves[3], leaves[4]))
+    layer = LAYERS[x.dim()](
+        num_channels,
+        splits=num_splits,
+        prior_weight=p or 0.9,
+        prior=prior,
+        gate=gate,
+        running_splits=running_splits,
+        dtype=dtype,
+        ratio_limit=3.0,
+        eps=1e-3,
+        **FIXED,
+    )
+    layer.weight, layer.bias = nn.Parameter(leaves[1].detach()), nn.Parameter(leaves[2].detach())
+    leaves[1], leaves[2] = layer.weight, layer.bias
+    output = layer(leaves[0])
+    twin = train_once(
+        *slow[:3],
+        None if p is None else (slow[3], slow[4]),
+        p,
+        num_splits,
+        gate,
+        3.0,
+        1e-3,
+        running_splits=running_splits,
+    )
+    used = 3 if p is None else 5
+    of_posterior = [draw(num_splits, num_channels, seed=7), draw(num_splits, num_channels, seed=8)]
+    grads = [grad, *of_posterior]
+    posterior = layer.latest.posterior
+    fast = torch.autograd.grad(
+        (output, posterior.mean, posterior.var), leaves[:used], [g.to(dtype) for g in grads], allow_unused=True
+    )
+    right = torch.autograd.grad((twin.output, twin.mean, twin.var), slow[:used], grads, allow_unused=True)
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if is_double else {"rtol": 2e-3, "atol": 2e-3}
+    assert output.dtype == dtype
+    assert output.stride() == x.stride()
+    for left, wanted in zip((output, *fast), (twin.output, *right), strict=True):
+        left, wanted = (
+            torch.zeros(()) if each is None else each for each in (left, wanted)
+        )  # a prior that was dropped
+        check_close(left, wanted.expand(left.shape) if wanted.dim() == 0 else wanted, **tolerance)
+    check_close(layer.running_mean, twin.running_mean.to(dtype), **tolerance)
+    check_close(layer.running_var, twin.running_var.to(dtype), **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (6, 2, 3), (4, 2, 3, 3)])
+def test_first_and_second_derivatives_agree_with_finite_differences(shape):
+    inputs = [draw(*shape), draw(2, seed=1), draw(2, seed=2), draw(2, 2, seed=3), draw(2, 2, seed=4).exp()]
+    inputs = [each.requires_grad_() for each in inputs]
+
+    def output(x, weight, bias, mean, var):
+        return kalman_norm(x, weight, bias, Moments(mean, var), prior_weight=0.6, splits=2).output
+
+    assert torch.autograd.gradcheck(output, inputs)
+    assert torch.autograd.gradgradcheck(output, inputs)
+
+
+def test_group_kalman_norm_without_a_prior_is_group_norm():
+    x = draw(3, 6, 4, 5).requires_grad_()
+    layer = GroupKalmanNorm(2, 6, dtype=torch.float64)
+    wanted = nn.functional.group_norm(x, 2)
+    check_close(layer(x), wanted, rtol=1e-12, atol=1e-12)
+    grad = draw(3, 6, 4, 5, seed=1)
+    (left,), (right,) = (torch.autograd.grad(y, x, grad) for y in (layer(x), wanted))
+    check_close(left, right, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_group_kalman_norm_blends_the_folded_prior_in_any_mode(is_training):
+    x = draw(2, 2, 3)
+    prior = standing_prior([[0.0, 2.0]], [[1.0, 3.0]])
+    layer = GroupKalmanNorm(1, 2, prior=prior, prior_weight=0.5, dtype=torch.float64, **FIXED).train(is_training)
+    m, v = x.mean((1, 2)), x.var((1, 2), correction=0)
+    mean, var = (m + 1) / 2, (v + 3) / 2 + (m - 1) ** 2 / 4
+    check_close(layer(x), (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt(), rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------- what is around it
+
+
+def test_a_large_mean_costs_no_digits():
+    x = draw(8, 2, 8, 8, dtype=torch.float32) + 1000
+    exact = train_once(x.double(), torch.ones(2), torch.zeros(2), None, 0.0, 4)
+    check_close(KalmanNorm2d(2, splits=4)(x), exact.output.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_inside_is_float32_under_autocast():
+    x = draw(4, 3, 5, 5, dtype=torch.bfloat16).requires_grad_()
+    layer = KalmanNorm2d(3, splits=2, prior=standing_prior([[0.0] * 3], [[1.0] * 3]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16
+    assert layer.latest.posterior.var.dtype == torch.float32
+    output.sum().backward()
+    assert x.grad.dtype == torch.bfloat16
+
+
+def test_the_output_may_be_changed_in_place():
+    for shape in ((4, 3), (4, 3, 8, 8)):
+        x = draw(*shape, dtype=torch.float32).requires_grad_()
+        nn.functional.relu(LAYERS[x.dim()](3)(x), inplace=True).sum().backward()
+        assert x.grad is not None
+
+
+def test_copies_and_pickles_hold_no_graph():
+    layer = KalmanNorm1d(2)
+    layer(draw(4, 2, dtype=torch.float32).requires_grad_())
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert copied.latest is None
+        assert copied.options == layer.options
+
+
+def test_a_learned_gain_moves_and_a_fixed_one_stays():
+    prior = standing_prior([[0.0]], [[1.0]])
+    layer = KalmanNorm1d(1, splits=2, prior=prior)
+    layer(BY_HAND).square().sum().backward()
+    assert layer.prior_logit.grad.abs() > 0
+    assert [name for name, _ in KalmanNorm1d(1, splits=2, prior=prior, **FIXED).named_parameters()] == [
+        "weight",
+        "bias",
+    ]
+
+
+def test_an_adaptive_gain_trusts_a_prior_as_far_as_it_is_right():
+    torch.manual_seed(0)
+    weights = {}
+    for error in (0.0, 3.0):
+        layer = KalmanNorm1d(8, micro_batch_size=2, gain="adaptive", prior=standing_prior([[error] * 8], [[1.0] * 8]))
+        for _ in range(30):
+            layer(torch.randn(32, 8))
+        weights[error] = layer.latest.prior_weight.item()
+    assert weights[0.0] > 0.8
+    # noise 1/2 of the variance against a squared error of 9, in units of a variance that two samples underestimate
+    assert weights[3.0] == pytest.approx(0.5 / 9.5, rel=0.2)
+
+
+def test_control_priors_are_a_function_of_the_observed_moments():
+    layer = KalmanNorm1d(
+        1, splits=2, prior=lambda layer, predicted, observed: observed.pooled(), prior_weight=1.0, **FIXED
+    )
+    check_close(layer(BY_HAND), nn.BatchNorm1d(1)(BY_HAND))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": 0}, "splits must be a positive integer; got 0"),
+        ({"splits": 2, "micro_batch_size": 2}, "splits must be left out beside micro_batch_size"),
+        ({"prior_weight": 1.5}, "prior_weight must be between 0 and 1; got 1.5"),
+        ({"prior_weight": 1.0}, "neither, for gain 'learned'"),
+        ({"gain": "best"}, "gain must be one of fixed, learned, adaptive; got 'best'"),
+        ({"transition": "best"}, "transition must be one of"),
+        ({"state_space": "best"}, "state_space must be one of"),
+        ({"gate": "best"}, "gate must be one of"),
+        ({"ratio_limit": 0}, "ratio_limit must be positive"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        KalmanOptions(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_input_without_a_variance_is_refused(dtype):
+    with pytest.raises(InputError, match="real floating-point type"):
+        KalmanNorm1d(2)(torch.ones(4, 2, dtype=dtype))
+
+
+def test_a_prior_of_the_wrong_shape_is_refused():
+    with pytest.raises(InputError, match=r"prior must be of shape \(2, 1\)"):
+        KalmanNorm1d(1, splits=2, prior=standing_prior([[0.0, 0.0]], [[1.0, 1.0]]))(BY_HAND)
+
+
+def test_group_kalman_norm_takes_no_splits():
+    with pytest.raises(InputError, match="Every sample is a split"):
+        GroupKalmanNorm(2, 4, splits=2)

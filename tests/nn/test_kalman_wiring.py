@@ -1,0 +1,499 @@
+"""Priors along a network: who has one, cuts, and that they are the same under copies, checkpoints and compilers."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from reference.kalman_norm import train_once
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from anybatch.errors import InputError
+from anybatch.nn import (
+    GroupKalmanNorm,
+    KalmanNorm1d,
+    KalmanNorm2d,
+    Moments,
+    propagation_rule,
+    unwire_kalman,
+    wire_kalman,
+)
+
+EXAMPLE = torch.zeros(4, 3, 8, 8)
+
+
+def chain(dtype=torch.float32, **options) -> nn.Sequential:
+    torch.manual_seed(0)
+    options = {"micro_batch_size": 2, "dtype": dtype, **options}
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, dtype=dtype),
+        KalmanNorm2d(4, **options),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 6, 3, padding=1, dtype=dtype),
+        KalmanNorm2d(6, **options),
+    )
+
+
+def images(num_samples: int = 4, seed: int = 1, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(num_samples, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def gradients(model: nn.Module, x: torch.Tensor, run=None) -> list[torch.Tensor]:
+    model.zero_grad()
+    (model if run is None else run)(x).square().mul(torch.linspace(0.5, 1, 8)).mean().backward()
+    return [each.grad.clone() for each in model.parameters()]
+
+
+def to_kalman(model: nn.Module, **options) -> nn.Module:
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            layer = KalmanNorm2d(child.num_features, child.eps, child.momentum, micro_batch_size=2, **options)
+            layer.load_state_dict(child.state_dict())
+            setattr(model, name, layer)
+        else:
+            to_kalman(child, **options)
+    return model
+
+
+# ------------------------------------------------------------------------------------------- who has a prior
+
+
+def test_check_13_the_first_norm_has_no_prior_and_the_next_one_has_the_first():
+    wiring = wire_kalman(chain(), EXAMPLE)
+    assert wiring.priors == {"4": "1"}
+    assert wiring.cuts == {}
+    assert wiring.fallbacks == {"1": "first norm: nothing is known of the model's input"}
+    assert "layers with a prior: 1 of 2" in str(wiring)
+
+
+def test_the_prior_is_the_posterior_before_through_relu_and_convolution():
+    model = chain(torch.float64, gain="fixed")
+    wire_kalman(model, EXAMPLE.double())
+    x = images(dtype=torch.float64)
+    output = model(x)
+    source = model[1].latest.posterior
+    std = source.var.sqrt()
+    normal = torch.distributions.Normal(0.0, 1.0)
+    cdf, pdf = normal.cdf(source.mean / std), normal.log_prob(source.mean / std).exp()
+    mean = source.mean * cdf + std * pdf
+    var = (source.mean**2 + source.var) * cdf + source.mean * std * pdf - mean**2
+    maps = model[3](mean[..., None, None].expand(-1, -1, 8, 8))
+    spread = nn.functional.conv2d(var[..., None, None].expand(-1, -1, 8, 8), model[3].weight ** 2, padding=1)
+    prior = (maps.mean((2, 3)), spread.mean((2, 3)) + maps.var((2, 3), correction=0))
+    torch.testing.assert_close(model[4].latest.prior.mean, prior[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model[4].latest.prior.var, prior[1], rtol=1e-9, atol=1e-9)
+    twin = train_once(model[:4](x), model[4].weight, model[4].bias, prior, 0.9, 2)
+    torch.testing.assert_close(output, twin.output, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("state_space", "num_cuts"), [("normalized", 1), ("observed", 1), ("raw", 8)])
+def test_check_14_resnet_18(state_space, num_cuts):
+    torch.manual_seed(0)
+    batch = torchvision.models.resnet18()
+    model = to_kalman(copy.deepcopy(batch), state_space=state_space)
+    wiring = wire_kalman(model, torch.zeros(4, 3, 32, 32))
+    assert len(wiring.priors) == 19
+    assert list(wiring.fallbacks) == ["bn1"]
+    assert len(wiring.cuts) == num_cuts
+    assert wiring.cuts["behind maxpool"] == "no rule for MaxPool2d"
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), batch.eval()(x))
+    assert all(module.latest is None for module in model.modules() if isinstance(module, KalmanNorm2d))
+
+
+MODELS = torchvision.models
+
+
+def faster_rcnn_backbone() -> nn.Module:
+    return MODELS.detection.fasterrcnn_resnet50_fpn(weights_backbone=None, norm_layer=nn.BatchNorm2d).backbone
+
+
+NETWORKS = [
+    (MODELS.resnet50, 52, 1),
+    (MODELS.densenet121, 120, 1),
+    (MODELS.mobilenet_v3_small, 33, 1),
+    (MODELS.efficientnet_b0, 48, 1),
+    (lambda: MODELS.segmentation.deeplabv3_resnet50(weights_backbone=None), 59, 1),
+    (lambda: MODELS.segmentation.fcn_resnet50(weights_backbone=None), 53, 1),
+    (faster_rcnn_backbone, 52, 1),
+]
+
+
+@pytest.mark.parametrize(("network", "num_priors", "num_fallbacks"), NETWORKS)
+def test_published_networks_are_wired(network, num_priors, num_fallbacks):
+    wiring = wire_kalman(to_kalman(network()), torch.zeros(4, 3, 64, 64))
+    assert (len(wiring.priors), len(wiring.fallbacks)) == (num_priors, num_fallbacks)
+
+
+def test_a_network_with_drop_out_and_products_trains():
+    torch.manual_seed(0)
+    model = to_kalman(torchvision.models.mobilenet_v3_small())
+    wire_kalman(model, torch.zeros(4, 3, 32, 32))
+    model(torch.randn(4, 3, 32, 32)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_wiring_leaves_modules_mode_buffers_and_random_numbers_alone():
+    model = chain()
+    modules, state, rng = list(model.modules()), copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    wire_kalman(model, EXAMPLE)
+    assert list(model.modules()) == modules
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_unwired_a_model_is_as_it_was():
+    model = chain()
+    x = images()
+    before, names = model(x), list(model.state_dict())
+    wire_kalman(model, EXAMPLE)
+    assert (model(x) - before).abs().max() > 0.1
+    unwire_kalman(model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(x), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_wired_again_a_model_has_each_hook_once():
+    model = chain()
+    wire_kalman(model, EXAMPLE)
+    hooks = len(model._forward_hooks), len(model._forward_pre_hooks)
+    wire_kalman(model, EXAMPLE)
+    assert (len(model._forward_hooks), len(model._forward_pre_hooks)) == hooks
+
+
+# ------------------------------------------------------------------------------------------- what the prior is
+
+
+@pytest.mark.parametrize("state_space", ["raw", "normalized", "observed"])
+def test_check_9_the_scale_of_a_convolution_does_not_matter(state_space):
+    outputs = []
+    for factor in (1, 3):
+        model = chain(torch.float64, state_space=state_space, eps=0.0)
+        wire_kalman(model, EXAMPLE.double())
+        with torch.no_grad():
+            model[3].weight *= factor
+            model[3].bias *= factor
+        outputs.append(model(images(dtype=torch.float64)))
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("transition", ["analytic", "sampled", "learned"])
+@pytest.mark.parametrize("gain", ["fixed", "learned", "adaptive"])
+def test_every_kind_trains(transition, gain):
+    torch.manual_seed(0)
+    model = nn.Sequential(chain(transition=transition, gain=gain), nn.ReLU(), nn.Conv2d(6, 6, 1))
+    model.append(KalmanNorm2d(6, micro_batch_size=2, transition=transition, gain=gain))
+    wiring = wire_kalman(model, EXAMPLE)
+    assert "3" in wiring.priors
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        model(images(seed=step)).square().mul(torch.linspace(0.5, 1, 8)).mean().backward()
+        optimizer.step()
+    assert all(parameter.grad is not None and parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_sampled_prior_is_the_analytic_one_with_noise():
+    priors = {}
+    for transition in ("analytic", "sampled"):
+        model = chain(transition=transition)
+        wire_kalman(model, EXAMPLE)
+        torch.manual_seed(0)
+        draws = []
+        for _ in range(200):
+            model(images())
+            draws.append(model[4].latest.prior.mean.detach())
+        priors[transition] = torch.stack(draws)
+    assert priors["analytic"].std(0).max() < 1e-6
+    assert priors["sampled"].std(0).min() > 1e-3
+    torch.testing.assert_close(priors["sampled"].mean(0), priors["analytic"].mean(0), rtol=0.05, atol=0.02)
+
+
+def test_a_detached_prior_sends_no_gradient():
+    found = []
+    for detach_prior in (False, True):
+        model = chain(detach_prior=detach_prior, prior_weight=0.99, gain="fixed")
+        wire_kalman(model, EXAMPLE)
+        found.append(gradients(model, images())[0])
+        assert model[4].latest.prior.mean.requires_grad != detach_prior
+    assert (found[0] - found[1]).abs().max() > 1e-4
+
+
+def test_the_moments_of_a_pass_can_be_read():
+    model = chain()
+    wire_kalman(model, EXAMPLE)
+    model(images())
+    latest = model[4].latest
+    assert latest.observed.mean.shape == latest.prior.mean.shape == latest.posterior.var.shape == (2, 6)
+    assert latest.posterior.mean.grad_fn is None
+
+
+def directly(part: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return part(x)
+
+
+class Residual(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.stem = chain(**options)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.norm = KalmanNorm2d(6, micro_batch_size=2, **options)
+        self.head = nn.Conv2d(6, 5, 1)
+        self.last = KalmanNorm2d(5, micro_batch_size=2, **options)
+        self.run = directly
+
+    def forward(self, x):
+        x = self.run(self.stem, x).relu()
+        x = torch.relu(self.run(self.norm, self.run(self.conv, x)) + x)
+        return self.run(self.last, self.run(self.head, x))
+
+
+def test_a_sum_keeps_its_prior_in_normalized_space_and_is_cut_in_raw_space():
+    assert wire_kalman(Residual(state_space="normalized"), EXAMPLE).cuts == {}
+    cuts = wire_kalman(Residual(state_space="raw"), EXAMPLE).cuts
+    assert list(cuts) == ["before head"]
+    assert "another scale" in cuts["before head"]
+
+
+def test_a_cut_observes_the_tensor_itself():
+    model = Residual(state_space="raw", gain="fixed")
+    wire_kalman(model, EXAMPLE)
+    seen = []
+    model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(images())
+    parts = seen[0].unflatten(0, (2, 2)).transpose(1, 2).flatten(2)
+    weight = model.head.weight[..., 0, 0]
+    torch.testing.assert_close(model.last.latest.prior.mean, parts.mean(2) @ weight.T + model.head.bias)
+    torch.testing.assert_close(model.last.latest.prior.var, parts.var(2, correction=0) @ weight.square().T)
+
+
+# ------------------------------------------------------------------------------------------- the same everywhere
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_wired_to_itself(copied):
+    model = Residual()
+    wire_kalman(model, EXAMPLE)
+    model(images())
+    other = copied(model)
+    wanted = gradients(model, images())
+    for left, right in zip(gradients(other, images()), wanted, strict=True):
+        torch.testing.assert_close(left, right)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for left, right in zip(gradients(other, images()), wanted, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_a_copy_in_the_middle_of_a_pass_is_empty():
+    model = Opaque()
+    wire_kalman(model, sources={"body.4": [["body.2", "body.3"]]})
+    model.body(images())  # the pass of the model does not end
+    other = copy.deepcopy(model)
+    assert other.body[4].latest is None
+    assert all(place.latest is None for place in other.body[4].program.steps)
+
+
+@pytest.mark.parametrize("transition", ["analytic", "sampled"])
+@pytest.mark.parametrize("gain", ["learned", "adaptive"])
+def test_checkpointed_activations_give_the_same_gradients_and_buffers(transition, gain):
+    model = Residual(transition=transition, gain=gain)
+    wire_kalman(model, EXAMPLE)
+    plain, checkpointed = copy.deepcopy(model), copy.deepcopy(model)
+    checkpointed.run = partial(checkpoint, use_reentrant=False)
+    for step in range(2):
+        torch.manual_seed(step)
+        wanted = gradients(plain, images(seed=step))
+        torch.manual_seed(step)
+        found = gradients(checkpointed, images(seed=step))
+        for left, right in zip(found, wanted, strict=True):
+            torch.testing.assert_close(left, right)
+    for left, right in zip(checkpointed.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler hides it, unless warnings are errors
+def test_a_compiled_model_has_no_break_and_the_same_numbers():
+    model = Residual()
+    wire_kalman(model, EXAMPLE)
+    compiled = copy.deepcopy(model)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for step in range(2):
+        wanted = gradients(model, images(seed=step))
+        for left, right in zip(gradients(compiled, images(seed=step), run), wanted, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+    for left, right in zip(compiled.buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_no_graph_outlives_its_pass():
+    model = chain()
+    wire_kalman(model, EXAMPLE)
+    model(images())
+    for step in model[4].program.steps:
+        assert step.latest.mean.grad_fn is None
+
+
+def test_evaluation_predicts_nothing_and_group_kalman_norm_does():
+    model = chain()
+    wire_kalman(model, EXAMPLE)
+    model.eval()(images())
+    assert model[4].latest is None
+    group = nn.Sequential(
+        nn.Conv2d(3, 4, 3), GroupKalmanNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3), GroupKalmanNorm(2, 4)
+    )
+    wire_kalman(group, EXAMPLE)
+    training = group(images())
+    torch.testing.assert_close(group.eval()(images()), training)
+    assert group[4].latest.prior is not None
+
+
+def test_behind_a_frozen_layer_the_prior_is_that_of_its_running_statistics():
+    model = chain(gain="fixed")
+    wire_kalman(model, EXAMPLE)
+    model[1].eval()
+    model(images())
+    assert model[4].latest.prior.mean.shape == (2, 6)
+    assert (model[4].latest.prior.mean[0] == model[4].latest.prior.mean[1]).all()
+
+
+# ------------------------------------------------------------------------------------------- shared, named, opaque
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, micro_batch_size=2)
+        self.other, self.second = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, micro_batch_size=2)
+
+    def tower(self, x):
+        return self.second(self.other(self.first(self.conv(x)).relu()))
+
+    def forward(self, x):
+        return self.tower(x), self.tower(-x)
+
+
+def test_a_shared_layer_has_a_prior_for_each_call():
+    model = Shared()
+    wiring = wire_kalman(model, EXAMPLE)
+    assert wiring.priors == {"second": "first"}
+    priors = []
+    model.second.register_forward_hook(lambda module, *_: priors.append(module.latest.prior.mean))
+    model(images())
+    assert (priors[0] - priors[1]).abs().max() > 1e-3
+    once = copy.deepcopy(model)
+    once.tower(images())
+    torch.testing.assert_close(once.second.latest.prior.mean, priors[0])
+
+
+def test_a_shared_layer_behind_different_operations_has_none():
+    class Twice(Shared):
+        def forward(self, x):
+            y = self.first(self.conv(x))
+            return self.second(self.other(y.relu())) + self.second(self.other(torch.tanh(y)))
+
+    assert wire_kalman(Twice(), EXAMPLE).fallbacks["second"] == "called several times, behind different operations"
+
+
+class Opaque(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = chain()
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.body(x)
+
+
+def test_a_model_that_cannot_be_traced_says_how_to_name_sources():
+    with pytest.raises(InputError, match=r"traceable by torch.fx.*sources="):
+        wire_kalman(Opaque(), EXAMPLE)
+
+
+def test_named_sources_are_what_a_trace_finds():
+    traced, named = chain(), Opaque()
+    wire_kalman(traced, EXAMPLE)
+    wiring = wire_kalman(named, sources={"body.4": [["body.1", torch.relu, "body.3"]]})
+    assert wiring.priors == {"body.4": "body.1"}
+    assert wiring.fallbacks == {"body.1": "not in sources"}
+    torch.testing.assert_close(named(images()), traced(images()))
+
+
+def test_named_sources_may_begin_at_any_module_and_add_up():
+    model = Opaque()
+    wiring = wire_kalman(model, sources={"body.4": [["body.2", "body.3"], ["body.1", torch.relu, "body.3"]]})
+    assert list(wiring.cuts) == ["behind body.2"]
+    model(images())
+    assert model.body[4].latest.prior is not None
+
+
+def test_an_opaque_module_inside_is_cut():
+    model = nn.Sequential(chain(), nn.Conv2d(6, 3, 1), Opaque())
+    wiring = wire_kalman(model, EXAMPLE)
+    assert wiring.fallbacks["2.body.4"] == "its calls are not in the graph"
+    assert "0.4" in wiring.priors
+
+
+def test_a_user_can_add_a_rule():
+    class Halve(nn.Module):
+        def forward(self, x):
+            return x / 2 if x.sum() < 1e9 else x
+
+    def model():
+        return nn.Sequential(chain(), Halve(), nn.Conv2d(6, 3, 1), KalmanNorm2d(3, micro_batch_size=2))
+
+    assert wire_kalman(model(), EXAMPLE).cuts == {"behind 1": "no rule for Halve"}
+    propagation_rule(Halve)(lambda module, moments: Moments(moments.mean / 2, moments.var / 4, moments.size))
+    assert wire_kalman(model(), EXAMPLE).cuts == {}
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ({"body.9": [["body.1"]]}, "sources must be of Kalman normalization layers"),
+        ({"body.4": ["body.1"]}, "must be a list of paths"),
+        ({"body.4": [["body.7", "body.3"]]}, "sources must name modules"),
+        ({"body.4": [["body.1", torch.sort]]}, "operations with a propagation rule"),
+    ],
+)
+def test_sources_that_do_not_exist_are_refused(sources, message):
+    with pytest.raises(InputError, match=message):
+        wire_kalman(Opaque(), sources=sources)
+
+
+def test_what_cannot_be_wired_is_refused():
+    with pytest.raises(InputError, match="example_inputs must be given"):
+        wire_kalman(chain())
+    with pytest.raises(InputError, match="must have KalmanNorm"):
+        wire_kalman(nn.Linear(2, 2), EXAMPLE)
+    with pytest.raises(InputError, match="example_inputs must run through"):
+        wire_kalman(chain(), torch.zeros(4, 5, 8, 8))
+    with pytest.raises(InputError, match="the same splits"):
+        wire_kalman(nn.Sequential(KalmanNorm1d(2, splits=2), KalmanNorm1d(2)), torch.zeros(4, 2))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the process group, about devices
+def test_data_parallel_ranks_find_every_parameter_used(tmp_path):
+    options = {"init_method": f"file://{tmp_path / 'store'}", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("gloo", **options)
+    try:
+        model = Residual()
+        wire_kalman(model, EXAMPLE)
+        wanted = gradients(copy.deepcopy(model), images())
+        parallel = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            found = gradients(model, images(), parallel)
+            for left, right in zip(found, wanted, strict=True):
+                torch.testing.assert_close(left, right)
+    finally:
+        torch.distributed.destroy_process_group()
