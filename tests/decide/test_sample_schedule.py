@@ -23,6 +23,21 @@ def test_the_warm_up_rises_linearly_from_one_sample_s_share_to_one():
     assert [schedule.factor(n) for n in (0, 249, 499, 999, 5000)] == [0.001, 0.25, 0.5, 1.0, 1.0]
 
 
+def test_the_warm_up_of_the_published_detectors_is_exponential():
+    """Check 13 of the digest of Xue et al. 2022: 920 updates up to a rate of 0.226274."""
+    schedule = SampleSchedule((2000,), (0.1,), warmup_samples=920, warmup_start=0.001)
+    rates = [0.226274 * schedule.factor(n) for n in (0, 230, 460, 690, 919, 920, 2000)]
+    assert rates == pytest.approx([0.000226, 0.001272, 0.007155, 0.040238, 0.224582, 0.226274, 0.0226274], rel=2e-3)
+    half_dropped = SampleSchedule((460,), (0.1,), warmup_samples=920, warmup_start=0.001)
+    assert half_dropped.factor(460) == pytest.approx(0.1 * 0.001**0.5)
+
+
+@pytest.mark.parametrize("warmup_start", [-0.1, 1.0])
+def test_a_warm_up_that_starts_outside_its_range_is_refused(warmup_start):
+    with pytest.raises(InputError, match=r"warmup_start must be at least 0 and below 1; got"):
+        SampleSchedule((), (), 10, warmup_start)
+
+
 @pytest.mark.parametrize("warmup_samples", [0.0, 0.5, 1.0])
 def test_a_warm_up_below_a_sample_is_none(warmup_samples):
     assert SampleSchedule((), (), warmup_samples).factor(0) == 1.0

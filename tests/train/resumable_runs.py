@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 from train.small_workloads import CPU, Regularized, cross_entropy, labelled_vectors, vectors_workload
 
 from anybatch import Workload
-from anybatch.train.plan import Plan
+from anybatch.train.plan import LayerwisePlan, ModuleRates, Plan
 from anybatch.train.run import RunSettings, run_training
 from anybatch.train.run_folder import RunFolder
 from anybatch.train.runtime import Runtime
@@ -110,6 +111,14 @@ def accumulated(runtime: Runtime, folder: Path) -> Any:
     return run_training(workload, runtime, settings, RunFolder(folder))
 
 
+def at_rates_of_modules(runtime: Runtime, folder: Path) -> Any:
+    workload = replace(
+        rank_workload(lambda: nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))), module_prefixes=["0", "2"]
+    )
+    plan = LayerwisePlan(agvm=ModuleRates(interval=3, momentum=0.5, start_step=2), clip_norm=0.5)
+    return run_training(workload, runtime, settings_of(plan=plan), RunFolder(folder))
+
+
 def ghosts_of_a_share(runtime: Runtime, folder: Path) -> Any:
     settings = settings_of(plan=Plan(ghost_batch_size=8), takes_eval_loss=False)
     return run_training(normalized_workload(), runtime, settings, RunFolder(folder))
@@ -148,7 +157,8 @@ def in_double(samples: Any) -> Any:
 
 
 CASES = {
-    case.__name__: case for case in (without_batch_norm, accumulated, ghosts_of_a_share, normalized_by_rank, resumed)
+    case.__name__: case
+    for case in (without_batch_norm, accumulated, at_rates_of_modules, ghosts_of_a_share, normalized_by_rank, resumed)
 }
 
 

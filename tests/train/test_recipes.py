@@ -11,9 +11,11 @@ from train.small_workloads import CPU, vectors_workload, weights_of
 
 from anybatch import InputError, Milestones
 from anybatch.nn import GhostBatchNorm1d
+from anybatch.nn.conversion_targets import TARGETS
 from anybatch.train.loop import start_training, train, train_step
-from anybatch.train.plan import AS_IT_IS, Plan
-from anybatch.train.recipes import RECIPES, Recipe, find_recipes, plan_training
+from anybatch.train.plain import plain
+from anybatch.train.plan import AS_IT_IS, NormPlan, Plan
+from anybatch.train.recipes import RECIPES, NormRecipe, Recipe, find_recipes, plan_training
 
 CLIPPED = Plan(clip_norm=5.0)
 
@@ -45,7 +47,11 @@ def test_built_in_recipes_at_four_times_the_base_batch(recipe, plan):
     assert planned(recipe, 64) == plan
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+OF_BATCHES = [name for name, recipe in RECIPES.items() if type(recipe) is Recipe]
+OF_NORMS = [name for name, recipe in RECIPES.items() if isinstance(recipe, NormRecipe)]
+
+
+@pytest.mark.parametrize("recipe", OF_BATCHES)
 def test_at_the_base_batch_recipes_change_nothing_but_clipping(recipe):
     assert planned(recipe, 16) == (AS_IT_IS if recipe in ("plain", "linear") else CLIPPED)
 
@@ -238,6 +244,70 @@ def test_noise_of_a_plan_moves_training_and_not_the_loss_shown_first():
     assert not torch.equal(weights_of(noisy.model), weights_of(plain.model))
 
 
+# norms
+
+
+@pytest.mark.parametrize("recipe", OF_NORMS)
+@pytest.mark.parametrize("batch_size", [4, 16, 64])
+def test_recipes_of_norms_change_the_norm_alone(recipe, batch_size):
+    plan = planned(recipe, batch_size)
+    assert isinstance(plan, NormPlan)
+    assert plan.norm == RECIPES[recipe].norm
+    assert {name: getattr(plan, name) for name in vars(AS_IT_IS)} == vars(AS_IT_IS)
+
+
+def test_a_recipe_without_a_norm_has_the_fields_that_the_keys_of_finished_runs_were_made_of():
+    """What is added here makes every run anew; a subclass does not."""
+    assert list(plain(AS_IT_IS)) == [
+        "lr_scale",
+        "betas",
+        "eps_factor",
+        "stretch",
+        "warmup_epochs",
+        "ghost_batch_size",
+        "clip_norm",
+        "noise_variance",
+        "resets_momentum",
+    ]
+    assert all(type(planned(recipe, 64)) is Plan for recipe in OF_BATCHES)
+
+
+def test_the_limits_of_batch_renormalization_relax_over_the_first_quarter_of_a_training():
+    options = dict(planned("batch-renorm", 1, workload=vectors_workload(epochs=10)).norm_options)  # 960 updates
+    assert options == {"relaxation": (30, 150, 240)}
+    stretched = NormRecipe("r", norm="batch_renorm", relaxation_shares=(0, 0.5, 1), lr_rule="sqrt", adapts_regime=True)
+    assert dict(planned(stretched, 32).norm_options)["relaxation"] == (0, 6, 12)
+
+
+@pytest.mark.parametrize("recipe", OF_NORMS)
+def test_a_recipe_of_a_norm_trains_with_its_layers_and_goes_on_from_its_state(recipe):
+    workload = vectors_workload(model=lambda: normalized().float(), collate=None)
+    plan = planned(recipe, 16, workload=workload)
+    whole = start_training(workload, CPU, seed=0, plan=plan)
+    assert isinstance(whole.model[1], TARGETS[plan.norm].types[0])
+    losses = [loss.item() for loss in islice(train(workload, CPU, whole, batch_size=16, seed=0), 6)]
+    assert losses[-1] < losses[0]
+    first = start_training(workload, CPU, seed=0, plan=plan)
+    list(islice(train(workload, CPU, first, batch_size=16, seed=0), 3))
+    second = start_training(workload, CPU, seed=0, plan=plan)
+    second.load_state_dict(first.state_dict())
+    list(islice(train(workload, CPU, second, batch_size=16, seed=0), 3))
+    assert torch.equal(weights_of(second.model), weights_of(whole.model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm": "instance"}, "norm of recipe 'bad' must be one of ghost, batch, .*; got 'instance'"),
+        ({"norm": "group", "ghost_batch_size": 8}, "recipe 'bad' must give a norm or ghost batches; it gives both"),
+        ({"norm": "group", "lr_rule": "cubic"}, "lr_rule of a Recipe must be none, linear or sqrt; got 'cubic'"),
+    ],
+)
+def test_norms_that_contradict_are_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        NormRecipe("bad", **fields)
+
+
 # finding
 
 
@@ -272,9 +342,7 @@ def test_recipes_are_found_by_name_by_file_and_as_they_are(recipe_file):
 
 @pytest.mark.parametrize("name", ["magic", "", "file.txt:mine", "plain x"])
 def test_an_unknown_recipe_is_refused(name):
-    with pytest.raises(
-        InputError, match=r"recipe must be one of plain, linear, sqrt, ghost, regime, noise, or path/to"
-    ):
+    with pytest.raises(InputError, match=rf"recipe must be one of {', '.join(RECIPES)}, or path/to"):
         find_recipes([name])
 
 

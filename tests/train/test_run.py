@@ -153,7 +153,7 @@ def assert_same_curve(found, wanted):
     torch.testing.assert_close(*distances, **FLOAT64)
 
 
-@pytest.mark.parametrize("case", ["without_batch_norm", "accumulated", "ghosts_of_a_share"])
+@pytest.mark.parametrize("case", ["without_batch_norm", "accumulated", "at_rates_of_modules", "ghosts_of_a_share"])
 def test_two_ranks_train_as_one_process_at_the_same_batch(case, on_two_ranks, tmp_path):
     alone = resumable_runs.CASES[case](CPU, tmp_path)
     for found in on_two_ranks:

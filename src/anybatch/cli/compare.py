@@ -13,6 +13,7 @@ from anybatch.errors import AnybatchError
 from anybatch.train.compare import Autocast
 from anybatch.train.compare import compare as run
 from anybatch.train.comparison import Comparison
+from anybatch.train.recipes import RECIPES
 from anybatch.workloads import load_workload
 
 
@@ -30,8 +31,8 @@ def compare(
     recipes: Annotated[
         str,
         typer.Option(
-            help="With commas: plain, linear, sqrt, ghost, regime, noise, or [b]path/to/file.py:NAME[/b], an "
-            "anybatch.Recipe or a list of them."
+            help=f"With commas: {', '.join(RECIPES)}, or [b]path/to/file.py:NAME[/b], an anybatch.Recipe or a list of "
+            "them."
         ),
     ] = "plain,sqrt,regime",
     seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, 2 ...")] = 3,

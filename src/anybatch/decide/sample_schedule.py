@@ -20,9 +20,11 @@ class SampleSchedule:
         milestones: when the rate is multiplied, in samples.
         decays: with what, one per milestone.
         warmup_samples: how many samples the warm-up takes; 0 for none.
+        warmup_start: factor from which the warm-up grows exponentially; 0: linearly, from near 0.
 
     Raises:
-        InputError: milestones that are not positive or do not ascend, another number of decays, or a negative warm-up.
+        InputError: milestones that are not positive or do not ascend, another number of decays, a negative warm-up, or
+            one that starts at a factor outside [0, 1).
 
     Example:
         >>> schedule = SampleSchedule(milestones=(1000,), decays=(0.1,), warmup_samples=100)
@@ -31,12 +33,14 @@ class SampleSchedule:
 
     Source:
         Gradual warm-up: Goyal et al. 2017, arXiv:1706.02677, section 2.2. Differs: it starts near zero, as You et al.
-        2019, arXiv:1901.08256, do, rather than at the base rate, which would depend on the batch size.
+        2019, arXiv:1901.08256, do, rather than at the base rate, which would depend on the batch size. Exponential
+        warm-up: the code of Xue et al. 2022, arXiv:2210.11078.
     """
 
     milestones: tuple[float, ...]
     decays: tuple[float, ...]
     warmup_samples: float = 0.0
+    warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
         if not all(before < after for before, after in zip((0, *self.milestones), self.milestones, strict=False)):
@@ -47,6 +51,8 @@ class SampleSchedule:
             )
         if not 0 <= self.warmup_samples < math.inf:
             raise InputError(f"warmup_samples must be at least 0; got {self.warmup_samples}. Pass 0 for no warm-up.")
+        if not 0 <= self.warmup_start < 1:
+            raise InputError(f"warmup_start must be at least 0 and below 1; got {self.warmup_start}.")
 
     @classmethod
     def from_epochs(
@@ -55,6 +61,7 @@ class SampleSchedule:
         samples_per_epoch: int,
         stretch: float = 1.0,
         warmup_epochs: float = 0.0,
+        warmup_start: float = 0.0,
     ) -> Self:
         """Count a schedule of epochs in samples.
 
@@ -63,6 +70,7 @@ class SampleSchedule:
             samples_per_epoch: samples.
             stretch: factor on the milestones, such as `Regime.stretch`.
             warmup_epochs: as they are, not stretched: those of `LrScale` and `Regime` already are.
+            warmup_start: see the class.
 
         Returns:
             The schedule.
@@ -79,13 +87,14 @@ class SampleSchedule:
                 raise InputError(f"{name} must be positive; got {value}.")
         epochs, decays = ((), ()) if milestones is None else (milestones.epochs, milestones.decays)
         at = tuple(epoch * stretch * samples_per_epoch for epoch in epochs)
-        return cls(at, decays, warmup_epochs * samples_per_epoch)
+        return cls(at, decays, warmup_epochs * samples_per_epoch, warmup_start)
 
     def factor(self, num_samples: float) -> float:
         """Return the factor on the rate for the update that follows after `num_samples` samples.
 
         The product of the decays whose milestones are reached, times min(1, (num_samples + 1) / warmup_samples) during
-        the warm-up: 1 / warmup_samples at the first update and 1 from its last sample on.
+        the warm-up: 1 / warmup_samples at the first update and 1 from its last sample on. An exponential warm-up has
+        warmup_start ** (1 - num_samples / warmup_samples) instead.
 
         Args:
             num_samples: samples that the updates so far have seen.
@@ -101,4 +110,6 @@ class SampleSchedule:
             ),
             start=1.0,
         )
+        if self.warmup_start and num_samples < self.warmup_samples:
+            return decay * self.warmup_start ** (1 - num_samples / self.warmup_samples)
         return decay * min(1.0, (num_samples + 1) / max(self.warmup_samples, 1.0))

@@ -10,7 +10,7 @@ import torch
 
 from anybatch.errors import AnybatchError, InputError
 from anybatch.train.comparison import Comparison, RankedBy, Run, join_runs
-from anybatch.train.comparison_checks import as_int, check_comparison
+from anybatch.train.comparison_checks import as_int, check_comparison, check_modules
 from anybatch.train.comparison_warnings import try_evaluation, warn_after, warn_before
 from anybatch.train.environment import describe_environment
 from anybatch.train.jobs import epochs_of_first_rate, plan_jobs
@@ -105,6 +105,7 @@ def compare(
     }
     check_comparison(workload, runtime, settings, chosen)
     training = start_training(workload, Runtime(runtime.device), seed=0)
+    check_modules(workload, runtime, training.model, settings, chosen)
     takes_eval_loss, warnings = try_evaluation(workload, runtime, training.model)
     warnings = (*warnings, *warn_before(workload, runtime, training, chosen, settings))
     jobs = plan_jobs(

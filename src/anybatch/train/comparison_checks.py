@@ -6,10 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from anybatch.apply.sample_stream import StreamShares
 from anybatch.errors import InputError
-from anybatch.train.recipes import Recipe
+from anybatch.train.module_rates import find_modules
+from anybatch.train.recipe_kinds import LayerwiseRecipe, Recipe
 from anybatch.train.runtime import Runtime
+from anybatch.train.timm_optimizers import import_timm
 from anybatch.workload import Workload
 
 COUNTS = {"seeds": True, "epochs": False, "micro_batch_size": True, "num_evaluations": True, "max_eval_samples": True}
@@ -54,6 +58,33 @@ def check_comparison(
                 f"ghost_batch_size must be at most the batch; got {ghost} for a batch of {largest} in recipe "
                 f"{recipe.name!r}. Choose a smaller one, or compare a larger batch."
             )
+        if isinstance(recipe, LayerwiseRecipe) and recipe.optimizer is not None:
+            import_timm(recipe.optimizer)
+
+
+def check_modules(
+    workload: Workload, runtime: Runtime, model: nn.Module, settings: Mapping[str, Any], recipes: Sequence[Recipe]
+) -> None:
+    """Refuse AGVM on a model whose modules are not known, or on batches that cannot be cut in two.
+
+    Args:
+        workload: what is trained.
+        runtime: where.
+        model: the workload's.
+        settings: by the names of `compare`'s arguments.
+        recipes: how.
+
+    Raises:
+        InputError: what is wrong, in a sentence.
+    """
+    for recipe in recipes:
+        if isinstance(recipe, LayerwiseRecipe) and recipe.agvm is not None:
+            find_modules(workload, model, recipe.agvm.anchor)
+            if runtime.world_size == 1 and min(settings["batch_sizes"]) < 2:
+                raise InputError(
+                    f"batch_sizes must be at least 2 for recipe {recipe.name!r}, which compares the halves of a batch; "
+                    "got 1."
+                )
 
 
 def as_int(value: Any) -> Any:

@@ -13,7 +13,8 @@ from anybatch.errors import InputError
 from anybatch.train.comparison import Run
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import Training
-from anybatch.train.recipes import FAMILIES, NormRecipe, Recipe, large_regime
+from anybatch.train.recipe_kinds import NormRecipe, Recipe
+from anybatch.train.recipes import FAMILIES, large_regime
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 

@@ -7,7 +7,7 @@ count nor ranks nor measuring in between move the order or the augmentation.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
 MicroBatch = tuple[Any, int]
+PartSizes = Callable[[int], list[int]]  # of the step that is so many after the first one
 
 
 def near_equal_parts(total: int, largest: int) -> list[int]:
@@ -163,6 +164,7 @@ def step_batches(
     seed: int,
     num_workers: int = 0,
     start: int = 0,
+    least_parts: Callable[[int], int] = lambda step: 1,
 ) -> Iterator[list[MicroBatch]]:
     """Yield this rank's micro-batches of one optimizer step after another, epoch after epoch, without end.
 
@@ -175,6 +177,7 @@ def step_batches(
         seed: of the order and of augmentation.
         num_workers: of the data loader.
         start: samples already seen by all ranks together, to go on from; a dataset without a length is read up to it.
+        least_parts: number of a step from 0 -> micro-batches that it is cut into at least.
 
     Yields:
         (batch, number of samples) per micro-batch, on the CPU.
@@ -184,29 +187,33 @@ def step_batches(
     """
     population = workload.num_samples
     shares = StreamShares(population or batch_size, batch_size, runtime.rank, runtime.world_size)
-    sizes = near_equal_parts(shares.size, micro_batch_size)
+
+    def sizes_of(index: int) -> list[int]:
+        least = least_parts(start // batch_size + index)
+        return near_equal_parts(shares.size, min(micro_batch_size, -(-shares.size // least)))
+
     if population is None:
-        micro_batches = _streamed(workload, runtime, sizes, start)
+        micro_batches = _streamed(workload, runtime, sizes_of, start)
     else:
         stream = SampleStream(population, derive_seed(seed, "order"))
         micro_batches = iter(
             DataLoader(
                 SeededDataset(workload, workload.train_set, derive_seed(seed, "augment")),
-                batch_sampler=_micro_batch_keys(stream, shares, sizes, start),  # pyright: ignore[reportArgumentType]
+                batch_sampler=_micro_batch_keys(stream, shares, sizes_of, start),  # pyright: ignore[reportArgumentType]
                 collate_fn=_as_it_is,
                 num_workers=num_workers,
                 pin_memory=runtime.device.type == "cuda",
                 generator=torch.Generator().manual_seed(derive_seed(seed, "workers")),
             )
         )
-    while True:
+    for sizes in map(sizes_of, count()):
         yield list(zip(islice(micro_batches, len(sizes)), sizes, strict=True))
 
 
-def _micro_batch_keys(stream: SampleStream, shares: StreamShares, sizes: list[int], start: int) -> Iterator[Keys]:
+def _micro_batch_keys(stream: SampleStream, shares: StreamShares, sizes_of: PartSizes, start: int) -> Iterator[Keys]:
     for index in count():
         first, _ = shares.of(start, index)
-        for size in sizes:
+        for size in sizes_of(index):
             yield stream.between(first, first + size)
             first += size
 
@@ -287,10 +294,10 @@ def _own_share(workload: Workload, runtime: Runtime) -> Iterator[Any]:
     return islice(iter(workload.train_set), runtime.rank, None, runtime.world_size)
 
 
-def _streamed(workload: Workload, runtime: Runtime, sizes: list[int], start: int) -> Iterator[Any]:
+def _streamed(workload: Workload, runtime: Runtime, sizes_of: PartSizes, start: int) -> Iterator[Any]:
     samples = islice(_repeated(workload, runtime), start // runtime.world_size, None)
-    while True:
-        for size in sizes:
+    for index in count():
+        for size in sizes_of(index):
             yield collate(workload, list(islice(samples, size)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -139,10 +139,9 @@ def _cells(
     sizes: list[int] = settings["batch_sizes"]
     factors: list[float] = settings["lr_factors"]
     for seed, batch_size, recipe, lr_factor in product(range(settings["seeds"]), sizes, recipes, factors):
-        plan = plan_training(recipe, workload, batch_size, optimizer, lr_factor)
-        plan = replace(plan, stretch=plan.stretch * stretch, warmup_epochs=plan.warmup_epochs * stretch)
+        plan = plan_training(recipe, workload, batch_size, optimizer, lr_factor).stretched(stretch)
         run = RunSettings(batch_size, seed, plan, takes_eval_loss=takes_eval_loss, **options)
-        yield Cell(recipe, lr_factor, base_rate(optimizer), run, run.num_updates(workload))
+        yield Cell(recipe, lr_factor, base_rate(optimizer, plan), run, run.num_updates(workload))
 
 
 def _key(cell: Cell, config: Mapping[str, Any]) -> str:

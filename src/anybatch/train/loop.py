@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,18 @@ from anybatch.apply.nested import map_nested
 from anybatch.apply.sample_scheduler import SampleScheduler
 from anybatch.decide.sample_schedule import SampleSchedule
 from anybatch.errors import InputError
+from anybatch.nn.conversion_targets import TARGETS
 from anybatch.nn.convert import convert
 from anybatch.seeds import derive_seed
 from anybatch.stats.groups import unwrap
 from anybatch.stats.sub_batches import SubBatchSource
 from anybatch.train.data import MicroBatch, size_of, step_batches
-from anybatch.train.plan import AS_IT_IS, Plan
+from anybatch.train.example_inputs import find_example_inputs
+from anybatch.train.module_rates import MeasuredRates
+from anybatch.train.plan import AS_IT_IS, LayerwisePlan, NormPlan, Plan
 from anybatch.train.randomness import seed_generators, seeded
 from anybatch.train.runtime import Runtime
+from anybatch.train.timm_optimizers import make_optimizer
 from anybatch.workload import Milestones, Workload
 
 STATE_VERSION = 2
@@ -40,6 +44,7 @@ class Training:
     plan: Plan = AS_IT_IS
     num_steps: int = 0
     num_samples: int = 0
+    module_rates: MeasuredRates | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a step changes: tensors and plain values."""
@@ -50,6 +55,7 @@ class Training:
             "scheduler": self.scheduler.state_dict(),
             "num_steps": self.num_steps,
             "num_samples": self.num_samples,
+            "agvm": None if self.module_rates is None else self.module_rates.agvm.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -67,6 +73,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.num_steps, self.num_samples = state["num_steps"], state["num_samples"]
+        if self.module_rates is not None:
+            self.module_rates.agvm.load_state_dict(state["agvm"])
 
 
 def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Plan = AS_IT_IS) -> Training:
@@ -82,7 +90,8 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Pla
         The training, at step 0, in train mode.
 
     Raises:
-        InputError: `model` or `optimizer` returns something else, or the model has nothing to train.
+        InputError: `model` or `optimizer` returns something else, the model has nothing to train, or the optimizer
+            has no rate.
     """
     with seeded(runtime.device, derive_seed(seed, "init")):
         model = workload.model()
@@ -92,18 +101,31 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Pla
         raise InputError("the model must have a trainable parameter; got none. Set requires_grad on some.")
     if plan.ghost_batch_size is not None:
         model = convert(model, "ghost", ghost_batch_size=plan.ghost_batch_size).model
+    if isinstance(plan, NormPlan):
+        inputs = find_example_inputs(workload, model) if TARGETS[plan.norm].is_wired else None
+        model = convert(model, plan.norm, example_inputs=inputs, **dict(plan.norm_options)).model
     if plan.noise_variance:
         GradientNoise(model, plan.noise_variance)
     model = model.to(runtime.device)
     optimizer = workload.optimizer(model)
     if not isinstance(optimizer, Optimizer):
         raise InputError(f"optimizer of a Workload must return an Optimizer; got {type(optimizer).__name__}.")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise InputError(
+            f"optimizer of a Workload must have a rate, lr, in each of its parameter groups; got "
+            f"{type(optimizer).__name__} without. Give it one, which may be 1."
+        )
+    if isinstance(plan, LayerwisePlan) and plan.optimizer is not None and plan.optimizer_lr is not None:
+        optimizer = make_optimizer(plan.optimizer, plan.optimizer_lr, optimizer)
     _set_hyperparameters(optimizer, plan)
     scheduler = _scheduler(workload, optimizer, plan)
     if runtime.world_size > 1:
         devices = [runtime.device] if runtime.device.type == "cuda" else None
         model = DistributedDataParallel(model, device_ids=devices)
-    return Training(model.train(), optimizer, scheduler, plan)
+    training = Training(model.train(), optimizer, scheduler, plan)
+    if isinstance(plan, LayerwisePlan) and plan.agvm is not None:
+        training.module_rates = MeasuredRates(plan.agvm, workload, model, optimizer)
+    return training
 
 
 def train(
@@ -144,6 +166,7 @@ def train(
         seed=seed,
         num_workers=num_workers,
         start=training.num_samples,
+        least_parts=_least_parts(training.plan, runtime),
     )
     for micro_batches in batches:
         seed_generators(derive_seed(seed, "step", training.num_steps, runtime.rank), runtime.device)
@@ -168,9 +191,13 @@ def train_step(workload: Workload, runtime: Runtime, training: Training, micro_b
         InputError: a loss that is not a scalar with a gradient.
     """
     training.optimizer.zero_grad(set_to_none=True)
-    loss = accumulate(workload, runtime, training.model, micro_batches)
-    if training.plan.clip_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), training.plan.clip_norm)
+    source = None if training.module_rates is None else training.module_rates.source_if_due()
+    loss = accumulate(workload, runtime, training.model, micro_batches, source)
+    if training.module_rates is not None and source is not None:
+        training.module_rates.agvm.observe(source.finish())
+    clip_norm = training.plan.clip_norm_at(training.num_samples / (workload.num_samples or 1))
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), clip_norm)
     training.optimizer.step()
     training.num_steps += 1
     return loss
@@ -271,12 +298,20 @@ def _scheduler(workload: Workload, optimizer: Optimizer, plan: Plan) -> SampleSc
         milestones = workload.schedule
     elif workload.schedule is not None:
         scheduler = workload.schedule(optimizer)
-    schedule = SampleSchedule.from_epochs(milestones, epoch, plan.stretch, plan.warmup_epochs)
+    warmup_start = plan.warmup_start if isinstance(plan, LayerwisePlan) else 0.0
+    schedule = SampleSchedule.from_epochs(milestones, epoch, plan.stretch, plan.warmup_epochs, warmup_start)
 
     def factor(num_samples: float) -> float:
         return plan.lr_scale * schedule.factor(num_samples)
 
     return SampleScheduler(optimizer, factor, scheduler, epoch * plan.stretch)
+
+
+def _least_parts(plan: Plan, runtime: Runtime) -> Callable[[int], int]:
+    """Return into how many micro-batches a step is cut at least: one process compares parts of its own batch."""
+    if isinstance(plan, LayerwisePlan) and plan.agvm is not None and runtime.world_size == 1:
+        return plan.agvm.parts_of
+    return lambda step: 1
 
 
 def _count_samples(workload: Workload, training: Training, batch_size: int) -> None:

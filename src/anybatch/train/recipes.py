@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from torch.optim import Optimizer
 
-from anybatch.decide.lr_scaling import Family, Rule
+from anybatch.decide.lr_scaling import Family
 from anybatch.decide.regime import Regime, large_batch_regime
 from anybatch.errors import InputError
-from anybatch.train.plan import Plan
+from anybatch.train.plan import AS_IT_IS, LayerwisePlan, ModuleRates, NormPlan, Plan
+from anybatch.train.recipe_kinds import LayerwiseRecipe, NormRecipe, Recipe
+from anybatch.train.timm_optimizers import published_rate
 from anybatch.workload import Milestones, Workload
 
 FAMILIES: Mapping[str, Family] = {
@@ -26,63 +28,8 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A combination of methods, relative to a workload's base batch size.
-
-    Attributes:
-        name: as it is called on the command line and in the report.
-        description: one line.
-        lr_rule: what becomes of the rate: "none", "linear" or "sqrt"; for Adam-like optimizers with their betas.
-        warmup_share: share of the training that warms up linearly, at batches above the base.
-        warmup_epochs: warm-up at the base batch size, multiplied with the batch (LEGW).
-        ghost_batch_size: samples that share batch norm's statistics; "base" for the batch size that rate and regime
-            are scaled from. A batch that is not above it keeps plain batch norm.
-        adapts_regime: whether every epoch is stretched to keep the number of updates.
-        adds_noise: whether gradients get multiplicative noise, instead of a scaled rate.
-        clip_norm: largest norm of the whole gradient, after averaging.
-        reference_batch_size: the batch size from which rate and regime are scaled; None: the workload's base.
-        resets_momentum: see `Plan`.
-
-    Raises:
-        InputError: methods that contradict each other, or an unknown rule.
-
-    Example:
-        >>> Recipe("mine", lr_rule="sqrt", ghost_batch_size=64).name
-        'mine'
-    """
-
-    name: str
-    description: str = ""
-    lr_rule: Rule = "none"
-    warmup_share: float = 0.0
-    warmup_epochs: float = 0.0
-    ghost_batch_size: int | Literal["base"] | None = None
-    adapts_regime: bool = False
-    adds_noise: bool = False
-    clip_norm: float | None = None
-    reference_batch_size: int | None = None
-    resets_momentum: bool = False
-
-    def __post_init__(self) -> None:
-        if self.lr_rule not in ("none", "linear", "sqrt"):
-            raise InputError(f"lr_rule of a Recipe must be none, linear or sqrt; got {self.lr_rule!r}.")
-        if self.adds_noise and self.lr_rule != "none":
-            raise InputError(
-                f"recipe {self.name!r} must scale the rate or add noise; it does both. They are alternatives."
-            )
-        if self.warmup_share and self.warmup_epochs:
-            raise InputError(f"recipe {self.name!r} must give warmup_share or warmup_epochs; it gives both.")
-        if not 0 <= self.warmup_share < 1 or self.warmup_epochs < 0:
-            raise InputError(f"warm-up of recipe {self.name!r} must be a share below 1, or epochs that are positive.")
-        for name in ("clip_norm", "ghost_batch_size", "reference_batch_size"):
-            value = getattr(self, name)
-            is_base = name == "ghost_batch_size" and value == "base"
-            if value is not None and not is_base and (isinstance(value, str) or not value > 0):
-                raise InputError(f"{name} of recipe {self.name!r} must be positive; got {value!r}.")
-
-
 CLIP_NORM = 5.0  # Hoffer et al. 2017, in all their runs
+PUBLISHED_SHARES = (5 / 160, 25 / 160, 40 / 160)  # Ioffe 2017: updates in thousands, of the 160 that are drawn
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -114,6 +61,39 @@ RECIPES: Mapping[str, Recipe] = {
             "base rate, and multiplicative noise on the gradient that makes up for the larger batch",
             adds_noise=True,
             clip_norm=CLIP_NORM,
+        ),
+        NormRecipe("kalman", "Kalman normalization in place of batch norm (Wang et al. 2018)", norm="kalman"),
+        NormRecipe("group", "group norm in place of batch norm (Wu and He 2018)", norm="group"),
+        NormRecipe(
+            "batch-renorm",
+            "batch renormalization in place of batch norm, its limits relaxed over the first quarter (Ioffe 2017)",
+            norm="batch_renorm",
+            relaxation_shares=PUBLISHED_SHARES,
+        ),
+        NormRecipe(
+            "moving-average",
+            "moving-average batch norm with centred weights in place of batch norm (Yan et al. 2020)",
+            norm="moving_average",
+            norm_options={"momentum": 0.02, "centered_weights": True},
+        ),
+        LayerwiseRecipe(
+            "agvm",
+            "sqrt, and every module at a rate of its own that aligns their gradients' noise (Xue et al. 2022)",
+            lr_rule="sqrt",
+            clip_norm=CLIP_NORM,
+            agvm=ModuleRates(),
+        ),
+        LayerwiseRecipe(
+            "lars",
+            "LARS of timm at its published rate, in place of the workload's optimizer (You et al. 2017)",
+            lr_rule="sqrt",
+            optimizer="lars",
+        ),
+        LayerwiseRecipe(
+            "lamb",
+            "LAMB of timm at its published rate, in place of the workload's optimizer (You et al. 2019)",
+            lr_rule="sqrt",
+            optimizer="lamb",
         ),
     )
 }
@@ -175,7 +155,7 @@ def plan_training(
     warmup_epochs = regime.warmup_epochs
     if base is not None and batch_size > base:
         warmup_epochs += recipe.warmup_share * regime.epochs
-    return Plan(
+    plan = Plan(
         lr_scale=regime.lr_scale.factor * lr_factor,
         betas=regime.lr_scale.betas if recipe.lr_rule != "none" else None,
         eps_factor=regime.lr_scale.eps_factor,
@@ -186,6 +166,39 @@ def plan_training(
         noise_variance=regime.noise_variance if recipe.adds_noise else 0.0,
         resets_momentum=recipe.resets_momentum,
     )
+    if isinstance(recipe, LayerwiseRecipe):
+        return _layerwise(recipe, plan, workload, batch_size)
+    if not isinstance(recipe, NormRecipe):
+        return plan
+    options = dict(recipe.norm_options) | _relaxation(recipe, workload, batch_size, plan.stretch)
+    return NormPlan(**vars(plan), norm=recipe.norm, norm_options=tuple(sorted(options.items())))
+
+
+def _layerwise(recipe: LayerwiseRecipe, plan: Plan, workload: Workload, batch_size: int) -> LayerwisePlan:
+    assert workload.epochs is not None
+    base = recipe.reference_batch_size or workload.base_batch_size
+    assert base is not None
+    epochs = workload.epochs * plan.stretch
+    agvm, share, name = recipe.agvm, recipe.clip_share, recipe.optimizer
+    if agvm is not None:
+        num_updates = epochs * (workload.num_samples or 0) / batch_size
+        agvm = replace(agvm, start_step=round(recipe.agvm_share * num_updates))
+    return LayerwisePlan(
+        **vars(plan),
+        optimizer=name,
+        optimizer_lr=None if name is None else published_rate(name, base),
+        agvm=agvm,
+        warmup_start=recipe.warmup_start,
+        clip_epochs=None if share is None else (share[0] * epochs, share[1] * epochs),
+    )
+
+
+def _relaxation(recipe: NormRecipe, workload: Workload, batch_size: int, stretch: float) -> dict[str, Any]:
+    """Return when the limits of batch renormalization grow, in updates of this training."""
+    if recipe.relaxation_shares is None or workload.num_samples is None or workload.epochs is None:
+        return {}
+    num_updates = workload.epochs * stretch * workload.num_samples / batch_size
+    return {"relaxation": tuple(round(share * num_updates) for share in recipe.relaxation_shares)}
 
 
 def large_regime(recipe: Recipe, workload: Workload, batch_size: int, optimizer: Optimizer) -> Regime:
@@ -224,8 +237,10 @@ def large_regime(recipe: Recipe, workload: Workload, batch_size: int, optimizer:
     )
 
 
-def base_rate(optimizer: Optimizer) -> float:
-    """Return the rate of the first parameter group, before any warm-up of a scheduler."""
+def base_rate(optimizer: Optimizer, plan: Plan = AS_IT_IS) -> float:
+    """Return the rate of the first parameter group, or of the plan's optimizer, before any warm-up of a scheduler."""
+    if isinstance(plan, LayerwisePlan) and plan.optimizer_lr is not None:
+        return plan.optimizer_lr
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group["lr"]))
 
@@ -240,7 +255,7 @@ def _milestones(workload: Workload) -> tuple[float, ...]:
 
 def _family(recipe: Recipe, optimizer: Optimizer) -> tuple[Family, tuple[float, ...] | None]:
     name, group = type(optimizer).__name__, optimizer.param_groups[0]
-    if recipe.lr_rule == "none":
+    if recipe.lr_rule == "none" or (isinstance(recipe, LayerwiseRecipe) and recipe.optimizer is not None):
         return "sgd", None
     if name not in FAMILIES:
         raise InputError(

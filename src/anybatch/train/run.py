@@ -231,7 +231,7 @@ class _Run:
         is_finite = math.isfinite(loss_sum) and math.isfinite(distance.whole.item())
         if with_evaluation and is_finite:
             lr = float(self.training.optimizer.param_groups[0]["lr"])
-            figures = {"lr": lr, "loss": loss_sum / loss_count, **self._evaluate()}
+            figures = {"lr": lr, "loss": loss_sum / loss_count, **self._evaluate(), **self._module_rates()}
             if not all(math.isfinite(value) for name, value in figures.items() if name.endswith("loss")):
                 return False
             epochs = self.training.num_samples / (self.workload.num_samples or 1)
@@ -239,6 +239,11 @@ class _Run:
             self.record.loss_sum.zero_()
             self.record.loss_count = 0
         return is_finite
+
+    def _module_rates(self) -> dict[str, float]:
+        """Return what AGVM has measured and set last, where it is used."""
+        rates = self.training.module_rates
+        return {} if rates is None else rates.agvm.log()
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate on the evaluation set and on as many training samples, the same ones each time."""

@@ -54,11 +54,29 @@ def _function(spec: str) -> Callable[..., Any]:
     if spec in WORKLOADS:
         module_name, function_name = WORKLOADS[spec].split(":")
         return getattr(importlib.import_module(module_name), function_name)
-    path_text, colon, function_name = spec.rpartition(":")
-    if not colon or not path_text.endswith(".py"):
+    if not _names_a_function(spec):
         known = ", ".join(WORKLOADS)
         raise InputError(f"workload must be one of {known}, or path/to/file.py:function; got {spec!r}.")
-    module = _module(Path(path_text))
+    return load_function(spec, "workload")
+
+
+def load_function(spec: str, what: str) -> Callable[..., Any]:
+    """Return a function of a user's file.
+
+    Args:
+        spec: `path/to/file.py:function`.
+        what: it makes, for the messages.
+
+    Returns:
+        The function.
+
+    Raises:
+        InputError: no such file or function, or the file raises.
+    """
+    if not _names_a_function(spec):
+        raise InputError(f"{what} must be path/to/file.py:function; got {spec!r}.")
+    path_text, _, function_name = spec.rpartition(":")
+    module = _module(Path(path_text), what)
     function = getattr(module, function_name, None)
     if not callable(function):
         found = [name for name, value in vars(module).items() if inspect.isfunction(value)]
@@ -66,10 +84,15 @@ def _function(spec: str) -> Callable[..., Any]:
     return function
 
 
-def _module(path: Path) -> Any:
+def _names_a_function(spec: str) -> bool:
+    path_text, colon, _ = spec.rpartition(":")
+    return bool(colon) and path_text.endswith(".py")
+
+
+def _module(path: Path, what: str) -> Any:
     if not path.is_file():
-        raise InputError(f"workload file must exist; {path} does not.")
-    spec = importlib.util.spec_from_file_location(f"anybatch_workload_{path.stem}", path)
+        raise InputError(f"{what} file must exist; {path} does not.")
+    spec = importlib.util.spec_from_file_location(f"anybatch_{what}_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
