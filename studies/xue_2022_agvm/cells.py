@@ -1,0 +1,49 @@
+"""What did the trainings come to? One cell per step, recipe and rate, of all seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks import METRICS
+
+from anybatch.train.comparison import Run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one recipe at one rate: those that finished, and how many diverged."""
+
+    task: str
+    runs: tuple[Run, ...]
+    num_diverged: int = 0
+
+    @property
+    def values(self) -> list[float]:
+        """The metric that counts, one per seed, in points of 100."""
+        return [100 * run.metrics[METRICS[self.task]] for run in self.runs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        first = self.runs[0] if self.runs else None
+        return {
+            "seeds": len(self.runs),
+            "diverged": self.num_diverged,
+            "values": self.values,
+            "mean": statistics.mean(self.values) if self.runs else None,
+            "sd": statistics.stdev(self.values) if len(self.runs) > 1 else None,
+            "lr": first and first.settings["lr"],
+            "lr_factor": first and first.lr_factor,
+            "updates": first and first.updates,
+            "samples": first and first.samples,
+            "minutes": statistics.mean(run.seconds for run in self.runs) / 60 if self.runs else None,
+            "scales": first and {key: value for key, value in first.curve[-1].items() if key.startswith("scale/")},
+        }
+
+
+def make_cell(task: str, runs: Sequence[Run]) -> Cell:
+    """Join the runs of some seeds."""
+    done = tuple(run for run in runs if run.status == "done")
+    return Cell(task, done, len(runs) - len(done))

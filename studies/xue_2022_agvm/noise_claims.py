@@ -1,0 +1,294 @@
+"""Are the modules' noise fractions what Figure 1 says, and is it the pyramid and the proposals that set them apart?"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from verdicts import Claim
+
+Point = dict[str, Any]
+Noise = Mapping[str, Sequence[Point]]
+FIGURE, COUPLING = "Figure 1", "section 5.3 of our digest: synchronized batch norm"
+ORDER = ("backbone", "fpn", "rpn", "box_head", "mask_head", "semantic_head", "head")
+ALIGNED_SPREAD, ALIGNED_LEAST = 0.15, 0.7  # read off the paper's curves at 32
+CLOSE, NEAR = 0.1, 0.25  # mean relative error of a predicted scale
+RUN_16, RUN_256, RUN_AGVM = "SGD at 16", "plain scaling at 256", "AGVM at 256"
+
+
+def judge_noise(noise: Noise) -> list[Claim]:
+    """Judge what the followed trainings show; what is not there is left out.
+
+    Args:
+        noise: step -> its points.
+
+    Returns:
+        Claims.
+    """
+    claims: list[Claim] = []
+    for task in ("segmentation", "instances"):
+        runs = {name: noise.get(f"noise of {task}, {name}") for name in (RUN_16, RUN_256, RUN_AGVM)}
+        small, large, aligned = (runs[name] for name in (RUN_16, RUN_256, RUN_AGVM))
+        if small:
+            claims.append(_aligned_small(task, small))
+        if large:
+            claims += [_apart_large(task, large), _ordered(task, large), _dropped(task, large), _warmed(task, large)]
+            claims.append(_predicted(task, large))
+            claims += _normalized(task, large)
+        if large and aligned:
+            claims.append(_closer(task, large, aligned))
+    return [*claims, *_proposals(noise), *_pyramid(noise)]
+
+
+def middle(points: Sequence[Point]) -> list[Point]:
+    """Return the points after the first quarter and before the rate drops."""
+    top = max(point["lr"] for point in points)
+    last = points[-1]["updates"]
+    found = [point for point in points if point["updates"] >= last / 4 and point["lr"] > 0.5 * top]
+    return found or list(points[-1:])
+
+
+def mean_of(points: Sequence[Point], column: str) -> dict[str, float]:
+    """Return the mean over points, per module; a module without a gradient is left out."""
+    values = {name: [point[column][name] for point in points] for name in points[0][column]}
+    return {name: statistics.mean(v) for name, v in values.items() if all(x is not None for x in v)}
+
+
+def spread_of(fractions: Mapping[str, float | None]) -> float:
+    """Return the largest less the smallest."""
+    known = [value for value in fractions.values() if value is not None]
+    return max(known) - min(known)
+
+
+def _listed(fractions: Mapping[str, float]) -> str:
+    ordered = sorted(fractions, key=ORDER.index)
+    return ", ".join(f"{name} {fractions[name]:.2f}" for name in ordered)
+
+
+def _aligned_small(task: str, points: Sequence[Point]) -> Claim:
+    fractions = mean_of(middle(points), "small")
+    spread, least = spread_of(fractions), min(fractions.values())
+    holds = spread <= ALIGNED_SPREAD, least >= ALIGNED_LEAST
+    return Claim(
+        f"aligned-small-{task}",
+        f"{task}: at a small batch all modules are alike, 0.7 to 1, within 0.15",
+        FIGURE,
+        "0.7 to 1.0 at 32",
+        f"at 32, trained at 16: {_listed(fractions)}",
+        f"spread {spread:.2f}, mean of {len(middle(points))} points",
+        1,
+        "reproduced" if all(holds) else "partly" if any(holds) else "not",
+    )
+
+
+def _apart_large(task: str, points: Sequence[Point]) -> Claim:
+    pairs = [(spread_of(point["small"]), spread_of(point["large"])) for point in middle(points)]
+    wider = [large > small for small, large in pairs]
+    small, large = (statistics.mean(column) for column in zip(*pairs, strict=True))
+    return Claim(
+        f"apart-large-{task}",
+        f"{task}: at a large batch the modules fall apart",
+        FIGURE,
+        "spread 0.8 at 256, 0.15 at 32",
+        f"spread {large:.2f} at the large batch, {small:.2f} at 32, at the same weights",
+        f"wider at {sum(wider)} of {len(wider)} points",
+        1,
+        "reproduced" if all(wider) else "partly" if large > small else "not",
+    )
+
+
+def _ordered(task: str, points: Sequence[Point]) -> Claim:
+    fractions = mean_of(middle(points), "large")
+    expected = sorted(fractions, key=ORDER.index)
+    found = sorted(fractions, key=lambda name: -fractions[name])
+    return Claim(
+        f"order-{task}",
+        f"{task}: the noise falls from the backbone over the pyramid to the heads",
+        FIGURE,
+        " > ".join(expected),
+        f"{' > '.join(found)} ({_listed(fractions)})",
+        f"mean of {len(middle(points))} points",
+        1,
+        "reproduced" if found == expected else "partly" if found[0] == "backbone" else "not",
+    )
+
+
+def _dropped(task: str, points: Sequence[Point]) -> Claim:
+    """Compare the points on both sides of each drop of the rate."""
+    drops = [(before, after) for before, after in pairwise(points[1:]) if after["lr"] < 0.5 * before["lr"]]
+    names = mean_of(points, "large")
+    jumps = {
+        name: statistics.mean(after["large"][name] - before["large"][name] for before, after in drops) if drops else 0.0
+        for name in names
+    }
+    others = [jump for name, jump in jumps.items() if name != "backbone"]
+    up = [jump > 0 and jump > abs(jumps["backbone"]) for jump in others]
+    return Claim(
+        f"drop-{task}",
+        f"{task}: at each drop of the rate all but the backbone jump up",
+        FIGURE,
+        "heads to 0.85 to 1, backbone hardly",
+        "change of the fraction: " + ", ".join(f"{name} {jump:+.2f}" for name, jump in jumps.items()),
+        f"{len(drops)} drops, one run",
+        1,
+        "reproduced" if drops and all(up) else "partly" if any(up) else "not",
+    )
+
+
+def _warmed(task: str, points: Sequence[Point]) -> Claim:
+    first, later = mean_of(points[:1], "large"), mean_of(middle(points), "large")
+    rises = [later[name] > first[name] for name in later if name in first]
+    return Claim(
+        f"warmup-{task}",
+        f"{task}: noise fractions start near 0 and rise",
+        FIGURE,
+        "from near 0 during warm-up",
+        f"before the first update {_listed(first)}; later {_listed(later)}",
+        "one run",
+        1,
+        "reproduced" if all(rises) and max(first.values()) < 0.2 else "partly" if any(rises) else "not",
+    )
+
+
+def _predicted(task: str, points: Sequence[Point]) -> Claim:
+    """Compare the scales that follow from small batches with those of the large one."""
+    pairs = []
+    for point in middle(points):
+        predicted, measured = (_scales(point[column]) for column in ("predicted", "large"))
+        pairs += [(predicted[name], measured[name]) for name in measured.keys() & predicted.keys() - {"backbone"}]
+    errors = [abs(math.log(predicted / measured)) for predicted, measured in pairs]
+    error = statistics.mean(errors) if errors else math.inf
+    none = statistics.mean(abs(math.log(measured)) for _, measured in pairs) if pairs else math.inf
+    return Claim(
+        f"predicted-{task}",
+        f"{task}: AGVM's scales at a large batch follow from noise scales at a small one",
+        "s = 1 / (1 + B / (2 noise scale)), derived here",
+        "none: not tested before",
+        f"mean error of a scale {100 * error:.0f}% (with no scale at all it would be {100 * none:.0f}%)",
+        f"{len(pairs)} scales, one run",
+        1,
+        "reproduced" if error <= CLOSE and error < none else "partly" if error <= NEAR and error < none else "not",
+    )
+
+
+def _scales(fractions: Mapping[str, float | None]) -> dict[str, float]:
+    anchor = fractions["backbone"]
+    if not anchor:
+        return {}
+    return {name: math.sqrt(min(max(anchor / s, 0.5), 10.0)) for name, s in fractions.items() if s}
+
+
+def _normalized(task: str, points: Sequence[Point]) -> list[Claim]:
+    found = [point for point in middle(points) if "together" in point]
+    if not found:
+        return []
+    together, apart = (mean_of(found, column)["backbone"] for column in ("together", "apart"))
+    return [
+        Claim(
+            f"batch-norm-{task}",
+            f"{task}: batch norm over both halves lifts the backbone's fraction, above 1",
+            COUPLING,
+            "1.15 to 1.45 under synchronized batch norm",
+            f"backbone {together:.2f} normalized together, {apart:.2f} by halves, at 64 images",
+            f"mean of {len(found)} points",
+            1,
+            "reproduced" if together > max(1.0, apart) else "partly" if together > apart else "not",
+        )
+    ]
+
+
+def _closer(task: str, plain: Sequence[Point], aligned: Sequence[Point]) -> Claim:
+    """Compare the spread over modules of (scale^2 x fraction), which AGVM makes equal, and of the fraction itself."""
+    without = statistics.mean(spread_of(point["large"]) for point in middle(plain))
+    bare = statistics.mean(spread_of(point["large"]) for point in middle(aligned))
+    scaled = statistics.mean(
+        spread_of({name: s and s * point["scales"][name] ** 2 for name, s in point["large"].items()})
+        for point in middle(aligned)
+    )
+    return Claim(
+        f"closer-{task}",
+        f"{task}: with AGVM the modules move closer",
+        "Figure 5",
+        "closer at large batches",
+        f"spread {scaled:.2f} of scale^2 x fraction and {bare:.2f} of the fraction, without AGVM {without:.2f}",
+        "one run each",
+        1,
+        "reproduced" if scaled < without and bare < without else "partly" if scaled < without else "not",
+    )
+
+
+def _proposals(noise: Noise) -> list[Claim]:
+    points = noise.get("cause: proposals")
+    if not points:
+        return []
+    heads = [point["large"]["box_head"] for point in points]
+    backbones = [point["large"]["backbone"] for point in points]
+    falls = heads[-1] < heads[0]
+    steadily = all(after < before for before, after in pairwise(heads))
+    alone = heads[0] - heads[-1] > abs(backbones[0] - backbones[-1])
+    counts = f"{points[0]['proposals']} to {points[-1]['proposals']}"
+    return [
+        Claim(
+            "proposals",
+            "more proposals per image make the box head quieter, and not the backbone",
+            "effective batch of a head: proposals x images",
+            "no figure",
+            f"{counts} proposals: box head {heads[0]:.2f} to {heads[-1]:.2f}, backbone {backbones[0]:.2f} to "
+            f"{backbones[-1]:.2f}",
+            f"{len(points)} counts at the same weights and images",
+            1,
+            "reproduced" if falls and steadily and alone else "partly" if falls else "not",
+        )
+    ]
+
+
+def _pyramid(noise: Noise) -> list[Claim]:
+    variants = {name: noise.get(f"cause: {name}") for name in ("shared head", "head per level", "no pyramid")}
+    if not all(variants.values()):
+        return []
+    ratios = []
+    for points in variants.values():
+        assert points
+        fractions = mean_of(middle(points), "large")
+        ratios.append(fractions["head"] / fractions["backbone"])
+    rises = [ratios[1] > ratios[0], ratios[2] > ratios[0]]
+    listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in zip(variants, ratios, strict=True))
+    return [
+        Claim(
+            "pyramid",
+            "RetinaNet: a head per level, or no pyramid, brings the head's noise nearer to the backbone's",
+            "appendix, RetinaNet",
+            "curves move together step by step",
+            f"head over backbone: {listed}",
+            "one run each",
+            1,
+            "reproduced" if all(rises) else "partly" if any(rises) else "not",
+        )
+    ]
+
+
+def judge_overhead(results: Mapping[str, Mapping[str, float]]) -> Claim:
+    """Compare what the benchmark measured, averaged over an interval of 10 steps.
+
+    Args:
+        results: of `benchmarks/agvm.py`.
+
+    Returns:
+        The claim.
+    """
+    shares = {name: (figures["average_percent"], figures["average_ms_high"] / figures["step_ms"] * 100)
+              for name, figures in results.items()}  # fmt: skip
+    worst = max(share for share, _ in shares.values())
+    return Claim(
+        "overhead",
+        "measuring costs next to nothing, averaged over an interval of 10 steps",
+        "ablations, Faster R-CNN on 128 GPUs",
+        "0.12% of an iteration",
+        "; ".join(f"{name}: {share:.2f}%" for name, (share, _) in shares.items()),
+        "; ".join(f"up to {high:.2f}%" for _, high in shares.values()),
+        1,
+        "reproduced" if worst <= 0.5 else "partly" if worst <= 3 else "not",
+    )

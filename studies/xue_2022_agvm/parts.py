@@ -1,0 +1,216 @@
+"""Which trainings does the study consist of? Recipes, and the parts in the order of their worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from noise import Measure, NoiseRun
+from tasks import Size
+
+from anybatch import LayerwiseRecipe, ModuleRates, NormRecipe, Recipe
+
+BASE, LARGE, LARGEST = 16, 256, 1024
+PUBLISHED_UPDATES = 1840  # of Faster R-CNN at 1024, where AGVM is measured every 10
+GRID = (0.5, 1.0, 2.0)
+DEFAULT = Measure()
+
+AT_BASE = Recipe("SGD", "the workload's own")
+PLAIN = LayerwiseRecipe(
+    "plain scaling",
+    "square-root rate; warm-up, and clipping around its end, in the shares of the published recipes",
+    lr_rule="sqrt",
+    warmup_share=1 / 8,
+    warmup_start=0.001,
+    clip_norm=1.0,
+    clip_share=(0.1, 0.15),
+)
+LARS = replace(PLAIN, name="LARS", optimizer="lars", clip_norm=None, clip_share=None)
+LAMB = replace(PLAIN, name="LAMB", optimizer="lamb", clip_norm=None, clip_share=None)
+
+
+def agvm(size: Size, batch_size: int, name: str = "AGVM", **options: object) -> LayerwiseRecipe:
+    """Return plain scaling with AGVM, whose moving average covers the same share of the training as in the paper.
+
+    There scales are measured every 10 of 1840 updates with momentum 0.97, a half-life of an eighth of the training. In
+    a training of fewer updates the interval shrinks with them, to 1, and from there the momentum.
+
+    Args:
+        size: of the training.
+        batch_size: its batch size.
+        name: of the recipe.
+        options: other fields of `ModuleRates`.
+
+    Returns:
+        The recipe.
+    """
+    num_updates = size.num_train * size.epochs / batch_size
+    interval = max(1, round(10 * num_updates / PUBLISHED_UPDATES))
+    momentum = 0.97 ** (PUBLISHED_UPDATES / 10 / (num_updates / interval))
+    rates = ModuleRates(**{"interval": interval, "momentum": momentum, **options})  # pyright: ignore[reportArgumentType]
+    return replace(PLAIN, name=name, agvm=rates, agvm_share=0.14)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of the study: recipes at one batch size, first one seed over a grid of rates, then more at the best.
+
+    Attributes:
+        task: one of `tasks.NAMES`.
+        batch_size: samples per step.
+        recipes: tried.
+        seeds: at the best rate; seed 0 chooses it.
+        lr_factors: the grid.
+        size: how much.
+        tunes_base: whether the rate that is found here is the one of SGD at 16 that all later parts of the task start
+            from.
+        micro_batch_size: samples per forward pass; batch norm sees no more, with AGVM and without.
+        num_evaluations: per run.
+    """
+
+    task: str
+    batch_size: int
+    recipes: Sequence[Recipe]
+    size: Size
+    seeds: int = 3
+    lr_factors: Sequence[float] = GRID
+    tunes_base: bool = False
+    micro_batch_size: int = 128
+    num_evaluations: int = 4
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A training whose noise is measured.
+
+    Attributes:
+        task: one of `tasks.NAMES`.
+        run: how it goes.
+        size: how much.
+    """
+
+    task: str
+    run: NoiseRun
+    size: Size
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A change of what should make heads quiet.
+
+    Attributes:
+        variant: "proposals", or of RetinaNet "shared head", "head per level" or "no pyramid".
+        size: of the training before it, or of the changed model.
+        batch_size: its batch size.
+        measure: how much.
+    """
+
+    variant: str
+    size: Size
+    batch_size: int = 64
+    measure: Measure = DEFAULT
+
+
+Step = Part | Followed | Cause
+SEGMENTATION = Size(num_train=4096, num_eval=512, epochs=12)
+DETECTION = Size(num_train=2048, num_eval=256, epochs=8)
+ONE = (1.0,)
+
+
+def _of_task(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
+    """Return base, then plain scaling and AGVM at each batch size."""
+    common = {"size": size, "micro_batch_size": micro_batch_size}
+    parts = {f"{task} at 16": Part(task, BASE, [AT_BASE], lr_factors=(1.0, 3.0, 10.0), tunes_base=True, **common)}
+    for batch_size in batch_sizes:
+        recipes = [PLAIN, agvm(size, batch_size)]
+        parts[f"{task} at {batch_size}"] = Part(task, batch_size, recipes, **common)
+    return parts
+
+
+def _of_rivals(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
+    return {
+        f"{task}, LARS and LAMB at {batch_size}": Part(
+            task, batch_size, [LARS, LAMB], size, 1, (0.25, 1.0, 4.0), micro_batch_size=micro_batch_size
+        )
+        for batch_size in batch_sizes
+    }
+
+
+def _ablations(size: Size) -> Part:
+    variants = {
+        "anchor: pyramid": {"anchor": "fpn"},
+        "anchor: head": {"anchor": "semantic_head"},
+        "no moving average": {"momentum": 0.0},
+        "interval 5": {"interval": 5, "momentum": 0.85},
+        "as published, 10 and 0.97": {"interval": 10, "momentum": 0.97},
+        "moments of 8": {"estimator": "moments", "num_parts": 8},
+    }
+    recipes = [agvm(size, LARGE, name, **options) for name, options in variants.items()]
+    return Part("segmentation", LARGE, recipes, size, 1, ONE)
+
+
+def _norms(size: Size) -> Part:
+    kinds = [
+        Recipe("BN", lr_rule="linear"),
+        NormRecipe("GN", lr_rule="linear", norm="group", norm_options={"num_groups": 8}),
+        NormRecipe("KN", lr_rule="linear", norm="kalman"),
+    ]
+    return Part("segmentation", 2, kinds, size, 2, ONE, num_evaluations=2)
+
+
+QUICK_SIZE = Size(num_train=1024, num_eval=128, epochs=4)
+QUICK_MEASURE = Measure(large=256, num_small=4, num_normalized=2)
+SMOKE_SIZE = Size(num_train=64, num_eval=4, epochs=0.5)
+SMALLER = {2: 2, BASE: 8, 64: 16, LARGE: 16, LARGEST: 32}
+VARIANTS = ("proposals", "shared head", "head per level", "no pyramid")
+
+
+def _followed(task: str, size: Size, measure: Measure, num_points: int = 12) -> dict[str, Step]:
+    runs = {
+        "SGD at 16": (BASE, AT_BASE),
+        "plain scaling at 256": (LARGE, PLAIN),
+        "AGVM at 256": (LARGE, agvm(size, LARGE)),
+    }
+    return {
+        f"noise of {task}, {name}": Followed(task, NoiseRun(batch_size, recipe, size.epochs, num_points, measure), size)
+        for name, (batch_size, recipe) in runs.items()
+    }
+
+
+# in the order of their worth, so that an early end leaves whole claims
+FULL: dict[str, Step] = {
+    **_of_task("segmentation", SEGMENTATION, (LARGE, LARGEST), 128),
+    **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4)),
+    **_of_task("detection", DETECTION, (LARGE,), 64),
+    **_followed("instances", DETECTION, DEFAULT),
+    **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
+    "ablations": _ablations(SEGMENTATION),
+    **_of_rivals("segmentation", SEGMENTATION, (LARGE, LARGEST), 128),
+    "norms at 2": _norms(replace(SEGMENTATION, epochs=4)),
+    **_of_rivals("detection", DETECTION, (LARGE,), 64),
+}
+QUICK: dict[str, Step] = {
+    "segmentation at 16": Part("segmentation", BASE, [AT_BASE], QUICK_SIZE, lr_factors=(3.0,), tunes_base=True),
+    "segmentation at 256": Part("segmentation", LARGE, [PLAIN, agvm(QUICK_SIZE, LARGE)], QUICK_SIZE, lr_factors=ONE),
+    **_followed("segmentation", QUICK_SIZE, QUICK_MEASURE, 4),
+    "cause: proposals": Cause("proposals", Size(512, 64, 2), measure=replace(QUICK_MEASURE, num_normalized=0)),
+}
+
+
+def smoke(step: Step) -> Step:
+    """Return a step that takes seconds."""
+    if isinstance(step, Part):
+        return replace(
+            step,
+            size=SMOKE_SIZE,
+            batch_size=SMALLER[step.batch_size],
+            seeds=min(step.seeds, 2),
+            lr_factors=step.lr_factors[:1],
+            micro_batch_size=8,
+            num_evaluations=1,
+        )
+    if isinstance(step, Followed):
+        measure = Measure(32, 32, 1, min(1, step.run.measure.num_normalized))
+        run = replace(step.run, batch_size=SMALLER[step.run.batch_size], epochs=0.5, num_points=2, measure=measure)
+        return replace(step, size=SMOKE_SIZE, run=run)
+    return replace(step, size=SMOKE_SIZE, batch_size=SMALLER[step.batch_size], measure=Measure(32, 32, 1))

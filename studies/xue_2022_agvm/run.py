@@ -1,0 +1,241 @@
+"""Do the modules of a dense predictor fall apart at large batches, and does AGVM help? Xue et al. 2022.
+
+    python studies/xue_2022_agvm/run.py --smoke   # two minutes: every step, a few updates
+    python studies/xue_2022_agvm/run.py --quick   # 20 minutes: segmentation at 256, Figure 1, proposals
+    python studies/xue_2022_agvm/run.py --full    # the runs behind results.json
+
+Runs are kept under --runs and go on after a kill; the same command in two terminals shares the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))  # what studies share
+
+from accuracy_claims import judge_accuracy  # noqa: E402
+from causes import change  # noqa: E402
+from cells import Cell, make_cell  # noqa: E402
+from figures import draw  # noqa: E402
+from noise import CPU, Point, follow  # noqa: E402
+from noise_claims import judge_noise, judge_overhead  # noqa: E402
+from parts import FULL, QUICK, Cause, Followed, Part, Step, smoke  # noqa: E402
+from reporting import claims_section, rewrite_results  # noqa: E402
+from tasks import RATE, make_workload  # noqa: E402
+from verdicts import Claim, shown  # noqa: E402
+
+import anybatch  # noqa: E402
+from anybatch import AnybatchError, Recipe, Workload  # noqa: E402
+from anybatch.train.comparison import Run  # noqa: E402
+from anybatch.train.environment import describe_environment  # noqa: E402
+from anybatch.train.fingerprint import fingerprint  # noqa: E402
+from anybatch.train.plain import plain, write_text  # noqa: E402
+from anybatch.train.run_folder import RunFolder  # noqa: E402
+
+RUN_HEAD = ("step", "recipe", "rate", "seeds", "diverged", "updates", "points", "seed 0 at each factor on the rate")
+OVERHEAD = HERE.parent.parent / "benchmarks" / "results" / "agvm.json"
+
+
+@dataclass
+class Study:
+    """The steps, what they have come to, and the rates that the first of each task has found.
+
+    Attributes:
+        steps: by name, in order.
+        arguments: of the command line.
+        cells: (step, recipe) -> its runs at the best rate.
+        grids: (step, recipe) -> score by rate, of seed 0.
+        noise: step -> its points.
+        rates: of SGD at 16, by task.
+        missing: steps that are not finished.
+    """
+
+    steps: dict[str, Step]
+    arguments: argparse.Namespace
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    grids: dict[tuple[str, str], dict[float, float | None]] = field(default_factory=dict)
+    noise: dict[str, Sequence[Point]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def do(self, name: str) -> None:
+        """Do one step, or read it."""
+        step = self.steps[name]
+        rate = self.rate_of(step.task if isinstance(step, Part | Followed) else "detection")
+        if isinstance(step, Part):
+            is_there = rate is not None and self._train(name, step, rate)
+        else:
+            points = None if rate is None else self._measure(step, rate)
+            is_there = points is not None
+            if points is not None:
+                self.noise[name] = points
+        if not is_there:
+            self.missing.append(name)
+
+    def rate_of(self, task: str) -> float | None:
+        """Return the rate of SGD at 16 that the task's first part finds; None while it is not known."""
+        task = {"instances": "detection"}.get(task, task)
+        tuning = [step for step in self.steps.values() if isinstance(step, Part) and step.tunes_base]
+        part = next((step for step in tuning if step.task == task), None)
+        if part is None:
+            return RATE
+        if task not in self.rates:
+            runs = self._compare(part, part.recipes, RATE, part.lr_factors)
+            factor = _best(part, runs)
+            if factor is None or len(runs) < len(part.lr_factors):
+                return None
+            self.rates[task] = RATE * factor
+        return self.rates[task]
+
+    def _train(self, name: str, part: Part, tuned: float) -> bool:
+        """Try the grid with one seed and go on with the best rate of each recipe; return whether all is there."""
+        start = RATE if part.tunes_base else tuned
+        tried = self._compare(part, part.recipes, start, part.lr_factors)
+        is_there = True
+        for recipe in part.recipes:
+            chosen = [run for run in tried if run.recipe == recipe.name]
+            if len(chosen) < len(part.lr_factors):
+                is_there = False
+                continue
+            self.grids[name, recipe.name] = _grid(part, chosen)
+            factor = _best(part, chosen)
+            if factor is not None:
+                chosen = [run for run in chosen if run.lr_factor == factor]
+            if factor is not None and part.seeds > 1:
+                chosen = self._compare(part, [recipe], start, [factor], part.seeds)
+                is_there = is_there and len(chosen) == part.seeds
+            self.cells[name, recipe.name] = cell = make_cell(part.task, chosen)
+            print(f"{name}: {recipe.name}, {cell.to_dict()}", flush=True)
+        return is_there
+
+    def _compare(
+        self, part: Part, recipes: Sequence[Recipe], rate: float, lr_factors: Sequence[float], seeds: int = 1
+    ) -> list[Run]:
+        """Return the runs; with --finished-only those that are there."""
+        found = anybatch.compare(
+            make_workload(part.task, self.arguments.data_root, part.size, rate),
+            [part.batch_size],
+            recipes,
+            seeds=seeds,
+            epochs=part.size.epochs,
+            lr_factors=lr_factors,
+            runs=self.arguments.runs,
+            micro_batch_size=part.micro_batch_size,
+            num_evaluations=part.num_evaluations,
+            checkpoint_seconds=60,
+            finished_only=self.arguments.finished_only,
+        )
+        return list(found.runs)
+
+    def _measure(self, step: Followed | Cause, rate: float) -> list[Point] | None:
+        """Return the points of a step; None while they are missing, or in the hands of another process."""
+        root = self.arguments.data_root
+        task = step.task if isinstance(step, Followed) else "detection"
+        workload = make_workload(task, root, step.size, rate)
+        config = plain({"version": anybatch.__version__, "workload": fingerprint(workload, CPU), "step": step})
+        folder = RunFolder(self.arguments.runs / f"noise-{_digest(config)}")
+        if (result := folder.result()) is not None or self.arguments.finished_only:
+            return None if result is None else result["points"]
+        with folder.lock() as is_ours:
+            if not is_ours:
+                return None
+            folder.claim(config)
+            points = self._points(step, workload, rate, folder)
+            folder.finish({"points": points})
+            return points
+
+    def _points(self, step: Followed | Cause, workload: Workload, rate: float, folder: RunFolder) -> list[Point]:
+        if isinstance(step, Followed):
+            return follow(workload, step.run, folder)
+        return change(step, self.arguments.data_root, rate, folder)
+
+    def claims(self) -> list[Claim]:
+        """Return what the steps show so far."""
+        overhead = json.loads(OVERHEAD.read_text())["results"]
+        return [*judge_accuracy(self.cells), *judge_noise(self.noise), judge_overhead(overhead)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return all that results.json holds."""
+        rows = [
+            {"step": step, "recipe": recipe, "grid": self.grids[step, recipe], **cell.to_dict()}
+            for (step, recipe), cell in self.cells.items()
+        ]
+        return {
+            "environment": describe_environment(CPU),
+            "incomplete": self.missing,
+            "rows": rows,
+            "noise": self.noise,
+            "claims": self.claims(),
+        }
+
+
+def _digest(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _grid(part: Part, runs: Sequence[Run]) -> dict[float, float | None]:
+    """Return the score of each factor; None where it diverged."""
+    return {run.lr_factor: next(iter(make_cell(part.task, [run]).values), None) for run in runs}
+
+
+def _best(part: Part, runs: Sequence[Run]) -> float | None:
+    scores = {factor: score for factor, score in _grid(part, runs).items() if score is not None}
+    return max(scores, key=lambda factor: scores[factor], default=None)
+
+
+def _run_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """Return the rows of the README's table of runs."""
+    found = []
+    for row in rows:
+        mean = shown(row["values"]) if row["values"] else "diverged"
+        rate = "" if row["lr"] is None else f"{row['lr']:.3g}"
+        scores = {factor: "diverged" if score is None else f"{score:.2f}" for factor, score in row["grid"].items()}
+        grid = ", ".join(f"×{factor:g}: {score}" for factor, score in scores.items())
+        found.append((row["step"], row["recipe"], rate, row["seeds"], row["diverged"], row["updates"], mean, grid))
+    return found
+
+
+def main() -> int:
+    """Do the steps that are asked for and say what they show; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group(required=True)
+    for name in ("smoke", "quick", "full"):
+        size.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=FULL, help="some steps of --full")
+    parser.add_argument("--finished-only", action="store_true", help="train nothing")
+    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds FashionMNIST")
+    parser.add_argument("--json", type=Path, help="write rows, noise and claims")
+    arguments = parser.parse_args()
+    steps = QUICK if arguments.quick else FULL
+    if arguments.smoke:
+        steps = {name: smoke(step) for name, step in steps.items()}
+    study = Study(steps, arguments)
+    for name in arguments.only or steps:
+        try:
+            study.do(name)
+        except AnybatchError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return error.exit_code
+    for claim in study.claims():
+        print(f"{claim.verdict}: {claim.statement}. {claim.ours} ({claim.spread}); paper: {claim.paper}")
+    if arguments.json:
+        summary = study.summary()
+        write_text(arguments.json, json.dumps(plain(summary), indent=1) + "\n")
+        draw(study.cells, study.noise, arguments.json.parent)
+        if arguments.full and not arguments.only and arguments.json.resolve().parent == HERE:
+            runs = ("Runs", RUN_HEAD, _run_rows(summary["rows"]))
+            rewrite_results(HERE / "README.md", [claims_section(summary["claims"]), runs])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

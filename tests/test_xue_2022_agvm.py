@@ -1,0 +1,246 @@
+"""The study of AGVM: its scenes, its changed models, its averages and its verdicts are what it says."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from train.small_workloads import CPU, vectors_workload
+from workloads.test_fashion_mnist import DATA, needs_data
+
+from anybatch.stats import HalfBatches
+from anybatch.train.loop import start_training
+from anybatch.workloads import load_workload
+
+STUDIES = Path(__file__).parent.parent / "studies"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module of the study, and forget it afterwards."""
+    pytest.importorskip("matplotlib")
+    for path in (STUDIES / "xue_2022_agvm").glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)  # another study's
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(STUDIES)
+    monkeypatch.syspath_prepend(STUDIES / "xue_2022_agvm")
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(STUDIES) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def point(updates=0, lr=0.1, small=None, large=None, **more):
+    return {"updates": updates, "lr": lr, "small": small or {}, "large": large or {}, **more}
+
+
+# what is trained
+
+
+@needs_data
+def test_kept_scenes_are_the_scenes_in_8_bits(load):
+    scenes = load_workload("scenes-semantic-fpn", DATA).train_set
+    kept = load("tasks").KeptScenes(scenes, 3)
+    assert len(kept) == 3
+    for index in range(3):
+        (image, target), (found, found_target) = scenes[index], kept[index]
+        assert (image - found).abs().max() <= 0.5 / 255 + 1e-6
+        assert found_target.keys() == target.keys()
+        for name in target:
+            assert torch.equal(found_target[name], target[name]), name
+            assert found_target[name].dtype == target[name].dtype
+
+
+@needs_data
+@pytest.mark.parametrize("variant", ["shared head", "head per level", "no pyramid"])
+def test_changed_detectors_train_all_their_parameters(load, variant):
+    tasks = load("tasks")
+    workload = tasks.one_stage(DATA, tasks.Size(4, 2, 1), variant, 0.02)
+    model = workload.model()
+    samples = [workload.train_set[index] for index in range(2)]
+    workload.loss(model, workload.collate(samples)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@needs_data
+def test_heads_of_equal_weights_are_a_shared_head(load):
+    tasks = load("tasks")
+    size = tasks.Size(4, 2, 1)
+    shared = tasks.one_stage(DATA, size, "shared head", 0.02).model()
+    per_level = tasks.one_stage(DATA, size, "head per level", 0.02).model()
+    weights = shared.state_dict()
+    for name in list(per_level.state_dict()):
+        if name.startswith("head.heads."):
+            weights[name] = weights["head." + name.split(".", 3)[3]]
+    per_level.load_state_dict({name: weights[name] for name in per_level.state_dict()})
+    images = [torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))]
+    for found, wanted in zip(per_level.eval()(images), shared.eval()(images), strict=True):
+        assert torch.equal(found["boxes"], wanted["boxes"])
+
+
+def test_agvm_covers_the_share_of_the_training_that_the_paper_s_does(load):
+    parts = load("parts")
+    rates = parts.agvm(parts.Size(1840 * 1024, 1, 1), 1024).agvm
+    assert (rates.interval, rates.momentum) == (10, pytest.approx(0.97))
+    for batch_size in (256, 1024):
+        rates = parts.agvm(parts.SEGMENTATION, batch_size).agvm
+        num_measured = parts.SEGMENTATION.num_train * parts.SEGMENTATION.epochs / batch_size / rates.interval
+        assert rates.momentum**num_measured == pytest.approx(0.97**184)
+
+
+def test_every_step_has_a_smoke_setting_and_every_claim_its_steps(load):
+    parts, accuracy = load("parts"), load("accuracy_claims")
+    for step in parts.FULL.values():
+        assert parts.smoke(step).size == parts.SMOKE_SIZE
+    recipes = {(n, r.name) for n, s in parts.FULL.items() if isinstance(s, parts.Part) for r in s.recipes}
+    assert {side for claim in accuracy.EXPECTED for side in (claim.better, claim.worse)} <= recipes
+    assert {(accuracy.ABLATIONS, name) for name in accuracy.INSENSITIVE} <= recipes
+    assert all("proposals" in name or name in parts.FULL for name in parts.QUICK)
+
+
+# what is measured
+
+
+def test_small_batches_are_averaged_before_anything_is_divided(load):
+    def measured(first, second):
+        halves = HalfBatches.from_gradients({"a": torch.tensor(first)}, {"a": torch.tensor(second)}, [16, 16])
+        return halves, halves.moments()
+
+    small = [measured([3.0, 4.0], [4.0, 3.0]), measured([1.0, 0.0], [0.0, 1.0])]
+    found = load("noise").join(small, measured([3.0, 4.0], [4.0, 3.0]), 512)
+    assert found["small"]["a"] == pytest.approx(1 - 24 / 26)
+    assert found["large"]["a"] == pytest.approx(0.04)
+    # |g|^2 = <g1, g2> = 24, 0; trace = 16 |g1 - g2|^2 / 2 = 16, 16
+    assert found["noise_scale"]["a"] == pytest.approx(32 / 24)
+    assert found["predicted"]["a"] == pytest.approx(1 / (1 + 512 / (2 * 32 / 24)))
+
+
+def test_measuring_changes_neither_model_nor_later_steps(load):
+    noise = load("noise")
+    workload = vectors_workload(
+        model=lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+        module_prefixes=["0", "1", "2"],
+    )
+    training = start_training(workload, CPU, seed=0)
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    how = noise.Measure(32, 48, 2)
+    first = noise.measure_point(workload, training, how, 0)
+    assert noise.measure_point(workload, training, how, 0) == first
+    assert all(torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in training.model.parameters())
+
+
+def test_following_goes_on_from_a_checkpoint(load, tmp_path, monkeypatch):
+    noise = load("noise")
+    from anybatch import Recipe
+    from anybatch.train.run_folder import RunFolder
+
+    workload = vectors_workload(module_prefixes=["weight", "bias"])
+    run = noise.NoiseRun(16, Recipe("r"), 1, 3, noise.Measure(32, 32, 1))
+    whole = noise.follow(workload, run, RunFolder(tmp_path / "whole"))
+    assert [point["updates"] for point in whole] == [0, 2, 4, 6]
+    calls, measure = [], noise.measure_point
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(noise, "measure_point", killed)
+    folder = RunFolder(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        noise.follow(workload, run, folder)
+    assert noise.follow(workload, run, folder) == whole
+    assert len(calls) == 5
+
+
+# verdicts
+
+
+def test_the_middle_lies_between_warm_up_and_the_first_drop(load):
+    rates = [0.001, 0.01, 0.1, 0.1, 0.1, 0.01]
+    points = [point(updates, lr) for updates, lr in enumerate(rates)]
+    assert [p["updates"] for p in load("noise_claims").middle(points)] == [2, 3, 4]
+
+
+def verdict_of(claims, id_):
+    return next(claim.verdict for claim in claims if claim.id == id_)
+
+
+def followed(task, **columns):
+    """Points whose large batch goes with the time, so that a drop at update 8 lies between points 2 and 3."""
+    rates = [0.001, 0.1, 0.1, 0.01]
+    return {
+        f"noise of {task}, {name}": [
+            point(
+                4 * index, lr, *({n: v[index] for n, v in found.items()} for found in pair), predicted=None, scales=None
+            )
+            for index, lr in enumerate(rates)
+        ]
+        for name, pair in columns.items()
+    }
+
+
+def test_curves_as_published_are_reproduced_and_their_opposite_is_not(load):
+    claims = load("noise_claims")
+    small = {"backbone": [0.9] * 4, "fpn": [0.85] * 4, "semantic_head": [0.8] * 4}
+    large = {"backbone": [0.1, 0.9, 0.9, 0.9], "fpn": [0.05, 0.5, 0.5, 0.8], "semantic_head": [0.01, 0.3, 0.3, 0.9]}
+    noise = followed("segmentation", **{"SGD at 16": (small, large), "plain scaling at 256": (small, large)})
+    for points in noise.values():
+        for each in points:
+            each["predicted"] = each["large"]
+    found = claims.judge_noise(noise)
+    for name in ("aligned-small", "apart-large", "order", "drop", "warmup", "predicted"):
+        assert verdict_of(found, f"{name}-segmentation") == "reproduced", name
+    for points in noise.values():
+        for each in points:
+            each["small"], each["large"] = (
+                {
+                    "backbone": 1 - each[column]["backbone"],
+                    **{n: 1 - v for n, v in each[column].items() if n != "backbone"},
+                }
+                for column in ("large", "small")
+            )
+            each["predicted"] = dict.fromkeys(each["large"], 0.5)
+    found = claims.judge_noise(noise)
+    for name in ("aligned-small", "apart-large", "order", "drop", "predicted"):
+        assert verdict_of(found, f"{name}-segmentation") == "not", name
+
+
+def test_proposals_must_quieten_the_head_steadily_and_it_alone(load):
+    judge = load("noise_claims").judge_noise
+
+    def verdict(heads, backbones):
+        pairs = zip(heads, backbones, strict=True)
+        points = [point(large={"box_head": h, "backbone": b}, proposals=8) for h, b in pairs]
+        return verdict_of(judge({"cause: proposals": points}), "proposals")
+
+    assert verdict([0.9, 0.5, 0.2], [0.9, 0.9, 0.8]) == "reproduced"
+    assert verdict([0.9, 0.1, 0.2], [0.9, 0.9, 0.8]) == "partly"
+    assert verdict([0.9, 0.5, 0.2], [0.9, 0.5, 0.1]) == "partly"
+    assert verdict([0.2, 0.5, 0.9], [0.9, 0.9, 0.9]) == "not"
+
+
+def test_a_recipe_of_which_every_seed_diverged_loses(load):
+    accuracy, cells = load("accuracy_claims"), load("cells")
+
+    class Done:
+        def __init__(self, value):
+            self.metrics = {"eval_miou": value}
+
+    def cell(*values):
+        return cells.Cell("segmentation", tuple(map(Done, values)), 3 - len(values))
+
+    plain, aligned = ("segmentation at 256", "plain scaling"), ("segmentation at 256", "AGVM")
+    for better, worse, verdict in (
+        (cell(0.5, 0.51, 0.52), cell(0.3, 0.31, 0.32), "reproduced"),
+        (cell(0.3, 0.31, 0.32), cell(0.5, 0.51, 0.52), "not"),
+        (cell(0.5, 0.4), cell(0.39, 0.5), "partly"),
+        (cell(0.5), cell(), "reproduced"),
+        (cell(), cell(0.5), "not"),
+    ):
+        assert verdict_of(accuracy.judge_accuracy({plain: worse, aligned: better}), "agvm-seg-256") == verdict
+    assert accuracy.judge_accuracy({plain: cell(), aligned: cell()}) == []
