@@ -7,11 +7,14 @@
 from importlib.metadata import version
 
 from anybatch import apply, decide, nn, stats
+from anybatch.apply.agvm import AGVM
+from anybatch.apply.noise_monitor import NoiseMonitor
 from anybatch.errors import AnybatchError, InputError, RunError
-from anybatch.probing import ProbeInterrupted, ProbeResult, probe
+from anybatch.probing import ProbeInterrupted, ProbeResult, Verification, probe, verify
 from anybatch.train.compare import compare
 from anybatch.train.comparison import Comparison
-from anybatch.train.recipes import Recipe
+from anybatch.train.plan import ModuleRates
+from anybatch.train.recipe_kinds import LayerwiseRecipe, NormRecipe, Recipe
 from anybatch.workload import Metric, Milestones, Workload
 
 __version__ = version("anybatch")
@@ -25,11 +28,20 @@ __all__ = [
     # which batch size it deserves
     "ProbeInterrupted",
     "ProbeResult",
+    "Verification",
     "probe",
+    "verify",
+    # how it moves in a loop of your own
+    "NoiseMonitor",
     # which recipe keeps it good at another one
     "Comparison",
+    "LayerwiseRecipe",
+    "ModuleRates",
+    "NormRecipe",
     "Recipe",
     "compare",
+    # what carries a method out
+    "AGVM",
     # the pieces
     "apply",
     "decide",

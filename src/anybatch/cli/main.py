@@ -10,8 +10,10 @@ import typer
 import anybatch
 from anybatch.cli import launch
 from anybatch.cli.compare import compare
+from anybatch.cli.convert import convert
 from anybatch.cli.methods import methods
 from anybatch.cli.probe import probe
+from anybatch.cli.safe_pg import safe_pg
 
 app = typer.Typer(
     name="anybatch",
@@ -24,6 +26,8 @@ app = typer.Typer(
 )
 app.command()(probe)
 app.command()(compare)
+app.command()(convert)
+app.command()(safe_pg)
 app.command()(methods)
 
 

@@ -1,0 +1,83 @@
+"""How does a safe run survive a kill at any moment?"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anybatch.cli.safe_pg_inputs import read_state
+from anybatch.errors import InputError, RunError
+
+STATE_VERSION = 1
+SECONDS_BETWEEN_SAVES = 3.0
+
+
+class StateFile:
+    """One file that always holds a whole state: it is written beside its place and moved there.
+
+    Args:
+        path: of the file; None to keep nothing.
+        loop: a safe policy gradient, new.
+        env: its name.
+        paper: whose loop it is.
+    """
+
+    def __init__(self, path: Path | None, loop: Any, env: str, paper: str) -> None:
+        self.path = path
+        self._loop = loop
+        self._about = {"version": STATE_VERSION, "env": env, "paper": paper, "first_policy": loop.policy.state_dict()}
+        self._last = time.monotonic()
+
+    def resume(self) -> int:
+        """Take up the state that is there.
+
+        Returns:
+            How many updates are behind it; 0 where there is no file.
+
+        Raises:
+            InputError: it is that of another run.
+        """
+        if self.path is None or not self.path.exists():
+            return 0
+        saved = read_state(self.path)
+        other = [name for name, value in self._about.items() if not _is_same(saved.get(name), value)]
+        if other:
+            raise InputError(
+                f"--state {self.path} must be of this run; got another {', '.join(other)}. "
+                "Choose another file, or delete that one."
+            )
+        self._loop.load_state_dict(saved["loop"])
+        return len(self._loop.iterations)
+
+    def save_now_and_then(self) -> None:
+        """Save where the last time was seconds ago."""
+        if time.monotonic() - self._last > SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Save the state.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        if self.path is None:
+            return
+        state = {**self._about, "policy": self._loop.policy.state_dict(), "loop": self._loop.state_dict()}
+        beside = self.path.with_name(f"{self.path.name}.part")
+        try:
+            torch.save(state, beside)
+            beside.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError of a full disk
+            raise RunError(f"--state {self.path} cannot be written: {str(error).partition(chr(10))[0]}.") from error
+        self._last = time.monotonic()
+
+
+def _is_same(saved: Any, own: Any) -> bool:
+    if isinstance(own, dict):
+        return isinstance(saved, dict) and saved.keys() == own.keys() and all(_is_same(saved[k], own[k]) for k in own)
+    if isinstance(own, torch.Tensor):
+        return isinstance(saved, torch.Tensor) and torch.equal(saved, own)
+    return bool(saved == own)
