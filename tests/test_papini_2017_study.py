@@ -1,0 +1,256 @@
+"""The study of safe policy gradients: its units are done once and survive a kill, and its judgement can say no."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient
+from anybatch.rl.promise import FailureCount
+
+FOLDER = Path(__file__).parent.parent / "studies" / "papini_2017_safe_policy_gradients"
+MODULES = ("run", "authors", "lqg_units", "cart_pole_unit", "promise_units", "plan", "workers", "findings", "pages")
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of the study by name."""
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(FOLDER))
+    found = {name: __import__(name) for name in MODULES}
+    yield found
+    sys.path.remove(str(FOLDER))
+    for name in MODULES:
+        del sys.modules[name]
+
+
+def curve_run(**changed):
+    """A run of three updates as a unit keeps it."""
+    return {
+        "batch_size": [100, 300, 600], "step_size": [1e-5] * 3, "performance": [-56.0, -40.0, -20.0],
+        "measured_performance": [-12.0, -11.0, -10.0], "theta": [0.0, -0.1, -0.2, -0.3], "final_performance": -15.0,
+        "seconds": 1.0, "seed": 0,
+    } | changed  # fmt: skip
+
+
+# units
+
+
+def test_every_figure_of_the_paper_is_planned(study):
+    scale = study["plan"].SCALES["full"]
+    units = study["plan"].plan_units(scale)
+    assert (scale.num_trajectories, scale.num_seeds) == (30_000_000, 5)
+    kinds = [unit.kind for unit in units]
+    assert kinds.count("curve") == 12 * 5
+    assert kinds.count("fixed-batch") == 2 * scale.fixed_batch_seeds
+    assert kinds.count("fixed-steps") == 6 * scale.rate_seeds
+    assert len({unit.name for unit in units}) == len(units)
+    assert scale.num_updates * 5 >= 1000
+    assert sum(unit.seconds for unit in units) / 2 < 20 * 60
+
+
+def test_a_curve_is_the_published_loop_with_the_authors_limits(study):
+    unit = next(
+        unit
+        for unit in study["plan"].plan_units(study["plan"].SCALES["smoke"])
+        if unit.kind == "curve" and unit.label == "chebyshev_gpomdp_095"
+    )
+    loop = SafePolicyGradient(
+        LQG(), GaussianPolicy(0.0), "chebyshev", delta=0.95, mode="paper", max_batch_size=100_000, seed=0
+    )
+    expected = loop.run(unit.settings["num_trajectories"])
+    found = unit.do()
+    assert found["batch_size"] == [update.batch_size for update in expected.iterations]
+    assert found["final_performance"] == expected.final_performance
+    assert found["theta"][-1] == expected.parameters[0]
+    assert len(found["theta"]) == len(found["batch_size"]) + 1
+
+
+def test_rates_count_updates_that_raise_each_performance(study):
+    found = study["lqg_units"].run_fixed_steps(1.0, 100, [1e-5, 0.05], 3000, -0.3, seed=0)
+    assert found["closed_form"][0] > 80  # far from the optimum a small step improves
+    assert found["exact"][0] > 80
+    assert found["exact"][1] < 70  # a large one goes to and fro about it
+
+
+def test_starts_of_the_promise_stand_on_both_sides_of_the_exact_optimum(study):
+    optimum = study["lqg_units"].exact_optimum()
+    assert -0.66 < optimum < -0.64
+    starts = [study["promise_units"].starting_policy(place, 10_000) for place in range(5)]
+    assert starts[0] == 0
+    assert [start < optimum for start in starts[1:]] == [True, True, False, False]
+
+
+def test_exact_performance_of_the_table_is_that_of_the_quadrature(study):
+    for std in (1.0, 0.5):
+        exact = LQG().exact_performance(GaussianPolicy(-0.3712, std**2))
+        assert study["lqg_units"].exact_polynomial(std)(-0.3712) == pytest.approx(exact, abs=1e-8)
+
+
+def test_a_divided_error_takes_steps_that_the_whole_one_does_not(study):
+    found = study["promise_units"].count_updates("gpomdp", 1, 10, 500, [0.25], seed=0)
+    steps = {(row["bound"], row["divisor"]): row["num_steps"] for row in found["counts"]}
+    assert steps["chebyshev", 1.0] == 0
+    assert steps["chebyshev", 10_000.0] == 10
+    assert steps["noise alone", 1.0] == 10
+
+
+def test_a_cart_pole_with_a_longer_pole_starts_where_the_authors_did(study):
+    for kind in ("adaptive", "fixed"):
+        found = study["cart_pole_unit"].run_cart_pole(kind, 4500, seed=0)
+        assert found["measured_performance"][0] == pytest.approx(187.5, abs=3)
+    assert found["step_size"] == [1e-2]
+
+
+# sharing
+
+
+class Counted:
+    """A unit that counts how often it is done."""
+
+    kind, label, settings, seconds, name = "curve", "x", {"seed": 0}, 1.0, "curve-x"
+
+    def __init__(self):
+        self.times = 0
+
+    def do(self):
+        self.times += 1
+        if self.times == 1:
+            raise KeyboardInterrupt
+        return {"value": 3}
+
+
+def test_a_unit_is_done_once_and_again_only_where_it_was_killed(study, tmp_path):
+    unit, workers = Counted(), study["workers"]
+    with pytest.raises(KeyboardInterrupt):
+        workers.do_units([unit], tmp_path)
+    assert workers.read_results([unit], tmp_path) == {}
+    workers.do_units([unit], tmp_path)
+    workers.do_units([unit], tmp_path)
+    assert unit.times == 2
+    [(_, result)] = workers.read_results([unit], tmp_path)["curve"]
+    assert result["value"] == 3
+
+
+def test_a_failing_worker_ends_the_study_with_a_sentence(tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder has to be")
+    command = [sys.executable, FOLDER / "run.py", "--smoke", "--workers", "1", "--runs", tmp_path / "runs"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "a worker ended with exit code 1; call again to go on."
+
+
+# judgement
+
+
+def test_performance_is_that_of_the_last_complete_batch(study):
+    at = study["findings"].performance_at
+    assert [at(curve_run(), place) for place in (50, 100, 399, 400, 5000)] == [-56.0, -56.0, -56.0, -40.0, -20.0]
+
+
+def test_average_return_is_weighted_by_trajectories(study):
+    assert study["findings"].average_return(curve_run()) == pytest.approx((-1200 - 3300 - 6000) / 1000)
+
+
+def test_updates_that_lower_the_closed_form_are_counted_the_last_one_too(study):
+    assert study["findings"].num_worse(curve_run()) == 0
+    assert study["findings"].num_worse(curve_run(performance=[-56.0, -57.0, -20.0], final_performance=-21.0)) == 2
+
+
+def test_interval_is_the_authors(study):
+    # five averages with a standard deviation of 0.1: t(0.95; 4) = 2.1318
+    values = np.array([-1, -0.5, 0, 0.5, 1]) * 0.1 / np.std([-1, -0.5, 0, 0.5, 1], ddof=1)
+    assert study["findings"].half_width(values.tolist()) == pytest.approx(2.1318 * 0.1 / math.sqrt(5), rel=1e-4)
+    assert study["findings"].half_width([1.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("away", "verdict"), [(0.0, "reproduced"), (0.019, "reproduced"), (-0.05, "partly"), (0.2, "not")]
+)
+def test_an_average_is_judged_by_the_authors_interval_and_the_bar(study, away, verdict):
+    label = "chebyshev_gpomdp_095"
+    row = {"average_return": -10.6085 + away, "half_width": 0.001, "seeds": 5}
+    [claim] = study["run"]._judge_averages({label: row})
+    assert (claim.id, claim.verdict) == (f"table-main-{label}", verdict)
+
+
+@pytest.mark.parametrize(("away", "verdict"), [(0.29, "reproduced"), (-0.31, "partly"), (1.0, "not")])
+def test_a_curve_is_judged_where_it_is_farthest(study, away, verdict):
+    performances = {"100000": [0.0], "1000000": [-34.791], "5000000": [-20.993 + away]}
+    [claim] = study["run"]._judge_curves({"chebyshev_gpomdp_095": {"performances": performances, "seeds": 1}})
+    assert claim.verdict == verdict
+
+
+def failures(worse, divisor, bound="chebyshev"):
+    found = FailureCount(0.25, 1000, 1000, worse)
+    return {
+        "estimator": "gpomdp", "bound": bound, "divisor": divisor, "delta": 0.25, "num_updates": 1000,
+        "num_steps": 1000, "share_over_delta": found.share / 0.25, "is_kept": found.is_kept,
+        "is_surely_broken": found.is_surely_broken,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        ([failures(0, 1.0), failures(400, 10.0)], "reproduced"),
+        ([failures(0, 1.0), failures(100, 10.0)], "partly"),  # no control fails: nothing is shown
+        ([failures(300, 1.0), failures(400, 10.0)], "not"),
+        ([failures(450, 1.0, "noise alone")], "reproduced"),
+        ([failures(200, 1.0, "noise alone")], "not"),
+    ],
+)
+def test_a_promise_is_judged_with_its_control(study, rows, verdict):
+    [claim] = study["run"]._judge_promises(rows)
+    assert claim.verdict == verdict
+
+
+def test_price_is_the_batch_used_over_those_of_the_oracles(study):
+    plan, label = study["plan"], "chebyshev_gpomdp_005"
+    known = [
+        (plan.Unit("moments", "gpomdp", {"theta": theta}, 1.0), {"gradient": 10.0, "std": 10.0, "range": 100.0})
+        for theta in plan.THETAS
+    ]
+    curve = (plan.Unit("curve", label, {"num_trajectories": 1000, "seed": 0}, 1.0), curve_run())
+    [row] = study["findings"].price_rows({"moments": known, "curve": [curve]})
+    assert row["true_variance"] == 3 * math.ceil(12.6846584384 / 0.05)
+    assert row["sign"] == 3 * math.ceil(norm.ppf(0.95) ** 2)
+    assert row["over_sign"] == pytest.approx(1000 / 9)
+
+
+def test_the_readme_gets_its_tables_between_the_marks(study, tmp_path):
+    page = tmp_path / "README.md"
+    start, end = "<!-- results: generated by run.py --json results.json -->", "<!-- end of results -->"
+    page.write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    claim = {
+        "id": "x",
+        "statement": "a | b",
+        "source": "s",
+        "paper": "1",
+        "ours": "2",
+        "spread": "3",
+        "seeds": 5,
+        "verdict": "not",
+    }
+    empty = {name: [] for name in ("curves", "improvement_rates", "cart_pole", "failures", "price", "price_at_start")}
+    study["pages"].write_readme(page, {"claims": [claim], **empty})
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| a \\| b (s) | 1 | 2 | 3 | 5 | not |" in text
+    assert "old" not in text
+    study["pages"].write_readme(page, {"claims": [claim], **empty})
+    assert page.read_text() == text
+
+
+def test_ids_join_the_list_of_claims(study):
+    listed = json.loads((FOLDER.parent / "claims.json").read_text())
+    named = [study_.split("/")[1] for claim in listed for study_ in claim["studies"] if study_.startswith(FOLDER.name)]
+    labels = study["authors"].CURVES
+    assert {name for name in named if name.startswith("table-main-")} == {f"table-main-{label}" for label in labels}
+    assert {"monotonic", "bounds-rank", "improvement-rates", "promise-runs"} <= set(named)
