@@ -110,7 +110,7 @@ def test_a_parameter_without_scores_has_no_gradient_and_no_variance():
 
 
 def test_what_cannot_be_used_is_refused():
-    with pytest.raises(InputError, match="estimator must be 'gpomdp' or 'reinforce'; got 'ppo'"):
+    with pytest.raises(InputError, match="estimator must be one of reinforce, gpomdp; got 'ppo'"):
         GradientAccumulator("ppo", discount=0.9)  # pyright: ignore
     with pytest.raises(InputError, match=r"discount must be between 0 and 1; got 1\.5"):
         GradientAccumulator(discount=1.5)

@@ -149,7 +149,7 @@ def test_a_policy_with_trainable_features_is_read_without_a_graph():
         ({"num_trajectories": 1}, "num_trajectories must be at least 2, for there to be a variance; got 1"),
         ({"horizon": 0}, "horizon must be a whole number of at least 1; got 0"),
         ({"discount": -0.1}, "discount must be between 0 and 1; got -0.1"),
-        ({"estimator": "ppo"}, "estimator must be 'gpomdp' or 'reinforce'; got 'ppo'"),
+        ({"estimator": "ppo"}, "estimator must be one of reinforce, gpomdp; got 'ppo'"),
         ({"score": "both"}, "score must be one of drawn, clipped; got 'both'"),
         ({"early_end": "ignore"}, "early_end must be one of pad, refuse; got 'ignore'"),
         ({"policy": GaussianPolicy([[0.1, 0.2]])}, "weights must have 1 columns, one per number of the state; got 2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, get_args
 
 from anybatch.errors import InputError
 
@@ -78,6 +79,21 @@ def require_count(**values: int) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value == int(value) and value >= 1):
             raise InputError(f"{name} must be a whole number of at least 1; got {value}.")
+
+
+def require_choice(allowed: Any, **values: object) -> None:
+    """Refuse what is not one of the values of a Literal.
+
+    Args:
+        allowed: the Literal.
+        **values: name -> value.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for name, value in values.items():
+        if value not in get_args(allowed):
+            raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}.")
 
 
 def require_batch_limits(min_batch_size: int, max_batch_size: int) -> None:

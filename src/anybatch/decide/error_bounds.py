@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from anybatch.decide.argument_checks import (
+    require_choice,
     require_count,
     require_discount,
     require_not_negative,
@@ -95,8 +96,7 @@ def chebyshev(
         closed form of its code, written so that a discount of 1 is allowed. The paper's variance of G(PO)MDP takes
         rewards that do not follow the sign of the scores; `variance_bound` of the vector bounds does not.
     """
-    if estimator not in get_args(Estimator):
-        raise InputError(f"estimator must be one of {', '.join(get_args(Estimator))}; got {estimator!r}.")
+    require_choice(Estimator, estimator=estimator)
     require_positive(reward_bound=reward_bound, feature_bound=feature_bound, std=std)
     require_discount(discount)
     require_count(horizon=horizon)

@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 from anybatch.decide.argument_checks import (
+    require_count,
     require_discount,
     require_not_negative,
     require_positive,
@@ -27,11 +28,20 @@ class ReturnInterval(NamedTuple):
 
 
 def return_interval(
-    mean: float, std: float, num_trajectories: int, *, reward_bound: float, discount: float, horizon: int, delta: float
+    mean: float,
+    std: float,
+    num_trajectories: int,
+    *,
+    reward_bound: float,
+    discount: float,
+    horizon: int,
+    delta: float,
+    has_both_signs: bool = False,
 ) -> ReturnInterval:
     """Bound the performance by the returns of a batch.
 
-    mean +- [std sqrt(2 ln(2 / delta) / n) + 7 R (1 - gam^H) / (1 - gam) ln(2 / delta) / (3 (n - 1))].
+    mean +- [std sqrt(2 ln(2 / delta) / n) + 7 S R (1 - gam^H) / (1 - gam) ln(2 / delta) / (3 (n - 1))], S being 1 for
+    rewards of one sign and 2 otherwise.
 
     Args:
         mean: of the discounted returns.
@@ -41,6 +51,7 @@ def return_interval(
         discount: gam, in [0, 1].
         horizon: H, in steps.
         delta: probability of failure of each end, in (0, 1).
+        has_both_signs: whether rewards may be positive and negative, which doubles the range of the returns.
 
     Returns:
         Both ends, in units of the return.
@@ -54,20 +65,19 @@ def return_interval(
         '9.871 10.129'
 
     Source:
-        Maurer and Pontil 2009, arXiv:0907.3740, theorem 4, as used by Papini et al. 2022, arXiv:1905.03231; the range
-        of the returns is taken as R (1 - gam^H) / (1 - gam), which is theirs and holds for rewards of one sign.
+        Maurer and Pontil 2009, arXiv:0907.3740, theorem 4, as used by Papini et al. 2022, arXiv:1905.03231, who
+        have S = 1.
     """
     require_not_negative(std=std)
     require_positive(reward_bound=reward_bound)
     require_discount(discount)
+    require_count(horizon=horizon)
     require_probability(delta)
     if num_trajectories < 2:
         raise InputError(f"num_trajectories must be at least 2; got {num_trajectories}.")
-    largest_return = reward_bound * sum(discount**step for step in range(horizon))
+    spread = (2 if has_both_signs else 1) * reward_bound * sum(discount**step for step in range(horizon))
     log_term = math.log(2 / delta)
-    width = std * math.sqrt(2 * log_term / num_trajectories) + 7 * largest_return * log_term / (
-        3 * (num_trajectories - 1)
-    )
+    width = std * math.sqrt(2 * log_term / num_trajectories) + 7 * spread * log_term / (3 * (num_trajectories - 1))
     return ReturnInterval(mean - width, mean + width)
 
 

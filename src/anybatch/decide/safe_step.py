@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from anybatch.decide.argument_checks import (
     require_batch_limits,
+    require_choice,
     require_count,
     require_discount,
     require_not_negative,
     require_positive,
 )
 from anybatch.decide.error_bounds import ErrorBound
-from anybatch.errors import InputError
 
 Mode = Literal["safe", "paper"]
 BEST_ERROR = (math.sqrt(17) - 3) / 4  # of the gradient, where the gain per trajectory is largest and f is 0
@@ -56,7 +56,9 @@ def gaussian_penalty(
     """Return c, by which a step of a Gaussian policy may fall short of its linear gain: c |step|_1^2.
 
     c = R M^2 / ((1 - gam)^2 sig^2) (|A| / sqrt((2 pi)^k det) + gam / (2 (1 - gam))), k actions with a covariance of
-    determinant det; sig^2 for one.
+    determinant det; sig^2 for one. The bracket counts as 1 where it is less: the volume stands for what the density
+    can shift among actions, but a clipped action has mass at the ends however close these are, and with 1 in its place
+    c is half of the smoothness constant of 2022, which needs no volume.
 
     Args:
         reward_bound: R, the largest absolute reward.
@@ -92,7 +94,7 @@ def gaussian_penalty(
     require_discount(discount, below_one=True)
     require_count(num_actions=num_actions)
     share = action_volume / math.sqrt((2 * math.pi) ** num_actions * determinant) + discount / (2 * (1 - discount))
-    return reward_bound * feature_bound**2 / ((1 - discount) ** 2 * std**2) * share
+    return reward_bound * feature_bound**2 / ((1 - discount) ** 2 * std**2) * max(share, 1.0)
 
 
 def choose_safe_step(
@@ -140,8 +142,7 @@ def choose_safe_step(
     Source:
         Papini et al. 2017, by their code and its logs. Differs: "safe" is ours.
     """
-    if mode not in get_args(Mode):
-        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}; got {mode!r}.")
+    require_choice(Mode, mode=mode)
     require_positive(penalty=penalty)
     require_count(batch_size=batch_size)
     next_batch_size = optimal_batch_size(max_gradient, bound, min_batch_size, max_batch_size, mode=mode)
@@ -197,7 +198,8 @@ def optimal_batch_size(
         return max_batch_size
     if bound.f == 0:
         root = bound.d / (BEST_ERROR * max_gradient)
-        return max(math.ceil(root**2), min_batch_size) if root <= math.sqrt(max_batch_size) else max_batch_size
+        wanted = math.ceil(root**2) if root <= math.sqrt(max_batch_size) else max_batch_size
+        return min(max(wanted, min_batch_size), max_batch_size)
     sizes = range(min_batch_size, max_batch_size + (mode == "safe"))
     return _search(max_gradient, bound, sizes) or max_batch_size
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from anybatch.decide.argument_checks import require_discount, require_positive
-from anybatch.errors import InputError
+from anybatch.decide.argument_checks import require_choice, require_discount, require_positive
 
 Version = Literal["improved", "2019", "published"]
 
@@ -17,8 +16,8 @@ class SmoothingConstants:
     """Bounds on the mean, over actions, of a policy's score and of its derivative, for every state and parameter.
 
     Attributes:
-        score: xi1, of the norm of the score.
-        score_sq: xi2, of its squared norm.
+        score: xi1, of the score along any one direction.
+        score_sq: xi2, of its square. With several actions the squared norm of a Gaussian policy's score is more.
         hessian: xi3, of the norm of the Hessian of log pi.
     """
 
@@ -116,8 +115,7 @@ def smoothness_constant(
     Source:
         Papini et al. 2022, arXiv:1905.03231; improved after Yuan, Gower and Lazaric 2021, arXiv:2107.11433.
     """
-    if version not in get_args(Version):
-        raise InputError(f"version must be one of {', '.join(get_args(Version))}; got {version!r}.")
+    require_choice(Version, version=version)
     require_positive(reward_bound=reward_bound)
     require_discount(discount, below_one=True)
     curvature = constants.score_sq + constants.hessian

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from anybatch.decide.argument_checks import (
+    require_choice,
     require_count,
     require_not_negative,
     require_positive,
     require_probability,
 )
 from anybatch.decide.error_bounds import ErrorBound
-from anybatch.errors import InputError
 
 Rule = Literal["corrected", "published", "published_fast"]
 
@@ -75,7 +75,13 @@ def confidence_schedule(delta: float, iteration: int, check: int, *, num_events:
 
 
 def choose_smoothing_step(
-    *, gradient_norm: float, batch_size: int, bound: ErrorBound, smoothness: float, rule: Rule = "corrected"
+    *,
+    gradient_norm: float,
+    batch_size: int,
+    bound: ErrorBound,
+    smoothness: float,
+    rule: Rule = "corrected",
+    step_smoothness: float | None = None,
 ) -> SmoothingStep:
     """Choose the step along a gradient estimate of one batch, which may grow until it is enough.
 
@@ -91,6 +97,7 @@ def choose_smoothing_step(
         rule: "corrected"; "published": n >= 4 d / |g|^2, not squared, is enough, and n >= d / |g|^2 for the same step
             where the batch may not grow; "published_fast": n >= d / |g|^2 is enough, with the step 1 / L. The
             published ones guarantee nothing where the error is above |g| / 2, and say so.
+        step_smoothness: what the step is made of in place of L; gain and safety stay those by L. Default: L.
 
     Returns:
         The step and whether the batch is enough for it.
@@ -109,24 +116,32 @@ def choose_smoothing_step(
         The smaller step below the required batch is ours: theirs steps by 1 / (2 L) up to e = |g|, and above
         3 / 4 |g| that may make the policy worse.
     """
-    if rule not in get_args(Rule):
-        raise InputError(f"rule must be one of {', '.join(get_args(Rule))}; got {rule!r}.")
+    require_choice(Rule, rule=rule)
     require_not_negative(gradient_norm=gradient_norm)
-    require_positive(smoothness=smoothness)
+    taken = smoothness if step_smoothness is None else step_smoothness
+    require_positive(smoothness=smoothness, step_smoothness=taken)
     require_count(batch_size=batch_size)
     error = bound.error(batch_size)
     if rule == "corrected":
-        is_enough, step_size = _corrected(gradient_norm, error, smoothness)
+        is_enough, step_size = _corrected(gradient_norm, error, taken)
     else:
-        is_enough, step_size = _published(gradient_norm, error, batch_size, smoothness, rule)
+        is_enough, step_size = _published(gradient_norm, error, batch_size, taken, rule)
     required = _required_batch_size(gradient_norm, bound, rule)
     gain = _gain(gradient_norm, error, step_size, smoothness)
+    is_safe = error < gradient_norm and gain >= 0
     reason = _reason(gradient_norm, error, batch_size, is_enough, required, step_size)
-    return SmoothingStep(step_size, is_enough, required, error < gradient_norm and gain >= 0, error, gain, reason)
+    reason += _worth(step_size, is_safe, bound)
+    return SmoothingStep(step_size, is_enough, required, is_safe, error, gain, reason)
 
 
 def choose_relaxed_step(
-    *, gradient_norm: float, batch_size: int, bound: ErrorBound, smoothness: float, budget: float
+    *,
+    gradient_norm: float,
+    batch_size: int,
+    bound: ErrorBound,
+    smoothness: float,
+    budget: float,
+    step_smoothness: float | None = None,
 ) -> SmoothingStep:
     """Choose the step that may lose no more than a budget of performance: 1 / L once e <= |g| / 2 + C L / |g|.
 
@@ -136,6 +151,7 @@ def choose_relaxed_step(
         bound: of its error, at this check's share of the failure probability.
         smoothness: L.
         budget: C, from `milestone_budget`.
+        step_smoothness: what batch and step are made of in place of L; gain and safety stay those by L. Default: L.
 
     Returns:
         The step; 0 where the batch is not enough.
@@ -152,16 +168,19 @@ def choose_relaxed_step(
         Papini et al. 2022, arXiv:1905.03231, by their code.
     """
     require_not_negative(gradient_norm=gradient_norm, budget=budget)
-    require_positive(smoothness=smoothness)
+    taken = smoothness if step_smoothness is None else step_smoothness
+    require_positive(smoothness=smoothness, step_smoothness=taken)
     require_count(batch_size=batch_size)
     error = bound.error(batch_size)
-    allowed = gradient_norm / 2 + budget * smoothness / gradient_norm if gradient_norm else 0.0
+    allowed = gradient_norm / 2 + budget * taken / gradient_norm if gradient_norm else 0.0
     is_enough = gradient_norm > 0 and error <= allowed
-    step_size = 1 / smoothness if is_enough else 0.0
+    step_size = 1 / taken if is_enough else 0.0
     required = _first_size(bound, allowed)
     gain = _gain(gradient_norm, error, step_size, smoothness)
+    is_safe = is_enough and (taken >= smoothness or gain >= -budget)
     reason = _reason(gradient_norm, error, batch_size, is_enough, required, step_size) + f"; may lose {budget:.4g}"
-    return SmoothingStep(step_size, is_enough, required, is_enough, error, gain, reason)
+    reason += _worth(step_size, is_safe, bound)
+    return SmoothingStep(step_size, is_enough, required, is_safe, error, gain, reason)
 
 
 def _corrected(norm: float, error: float, smoothness: float) -> tuple[bool, float]:
@@ -201,6 +220,12 @@ def _gain(norm: float, error: float, step_size: float, smoothness: float) -> flo
     if step_size == 0:
         return 0.0
     return step_size * norm * (norm - error) - smoothness * (step_size * norm) ** 2 / 2
+
+
+def _worth(step_size: float, is_safe: bool, bound: ErrorBound) -> str:
+    if step_size and not is_safe:
+        return ", without a guarantee"
+    return ", if the heuristic bound holds" if step_size and bound.is_heuristic else ""
 
 
 def _reason(norm: float, error: float, batch_size: int, is_enough: bool, required: int | None, step_size: float) -> str:

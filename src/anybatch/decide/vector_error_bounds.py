@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 from anybatch.decide.argument_checks import (
+    require_choice,
     require_count,
     require_discount,
     require_not_negative,
@@ -13,7 +13,6 @@ from anybatch.decide.argument_checks import (
     require_probability,
 )
 from anybatch.decide.error_bounds import ErrorBound, Estimator
-from anybatch.errors import InputError
 
 
 def sub_gaussian_score(
@@ -171,7 +170,8 @@ def variance_bound(
     Args:
         estimator: "reinforce" or "gpomdp".
         reward_bound: R, the largest absolute reward.
-        score_sq_bound: xi2, of the mean squared norm of the score; F^2 / sig^2 for a Gaussian policy.
+        score_sq_bound: of the mean squared norm of the score. For a Gaussian policy F^2 times the trace of the inverse
+            covariance, F^2 / sig^2 with one action; xi2 for a softmax one.
         discount: gam, in [0, 1].
         horizon: H, in steps.
 
@@ -216,8 +216,7 @@ def score_weight(estimator: Estimator, discount: float, horizon: int) -> float:
     Source:
         Papini et al. 2022, arXiv:1905.03231, by their code.
     """
-    if estimator not in get_args(Estimator):
-        raise InputError(f"estimator must be one of {', '.join(get_args(Estimator))}; got {estimator!r}.")
+    require_choice(Estimator, estimator=estimator)
     require_discount(discount)
     require_count(horizon=horizon)
     counts = [horizon] * horizon if estimator == "reinforce" else range(1, horizon + 1)

@@ -27,8 +27,12 @@ class BoundConstants:
         action_volume: |A|; None where there is none.
         stated_reward_bound: R; None where it is to be taken from data.
         stated_feature_bound: M; None where it is to be taken from data.
+        stated_feature_norm_bound: F; None where it is to be taken from M.
         max_abs_reward: the largest seen.
         max_feature: the largest seen.
+        max_feature_norm: the largest seen.
+        has_gains: whether a reward above 0 was seen.
+        has_losses: whether a reward below 0 was seen.
     """
 
     discount: float
@@ -36,8 +40,12 @@ class BoundConstants:
     action_volume: float | None = None
     stated_reward_bound: float | None = None
     stated_feature_bound: float | None = None
+    stated_feature_norm_bound: float | None = None
     max_abs_reward: float = 0.0
     max_feature: float = 0.0
+    max_feature_norm: float = 0.0
+    has_gains: bool = False
+    has_losses: bool = False
 
     @property
     def reward_bound(self) -> float:
@@ -53,7 +61,14 @@ class BoundConstants:
     def estimated(self) -> tuple[str, ...]:
         """Names of what is taken from data."""
         stated = {"reward_bound": self.stated_reward_bound, "feature_bound": self.stated_feature_bound}
+        if self.stated_feature_norm_bound is not None:
+            del stated["feature_bound"]  # F takes its place
         return tuple(name for name, value in stated.items() if value is None)
+
+    @property
+    def are_empty(self) -> bool:
+        """Whether nothing but zeros was seen of what is to be taken from data."""
+        return any(getattr(self, name) == 0 for name in self.estimated)
 
     @property
     def violations(self) -> tuple[str, ...]:
@@ -61,6 +76,7 @@ class BoundConstants:
         found = (
             ("reward", self.max_abs_reward, self.stated_reward_bound),
             ("feature", self.max_feature, self.stated_feature_bound),
+            ("feature vector", self.max_feature_norm, self.stated_feature_norm_bound),
         )
         return tuple(
             f"a {name} of size {seen:.6g} exceeds the stated bound {stated:.6g} by {seen - stated:.3g} "
@@ -75,6 +91,9 @@ class BoundConstants:
             self,
             max_abs_reward=max(self.max_abs_reward, estimate.max_abs_reward),
             max_feature=max(self.max_feature, estimate.max_feature),
+            max_feature_norm=max(self.max_feature_norm, estimate.max_feature_norm),
+            has_gains=self.has_gains or estimate.max_reward > 0,
+            has_losses=self.has_losses or estimate.min_reward < 0,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -100,7 +119,9 @@ def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> Bou
     Raises:
         InputError: no discount or no horizon, or one of them or a bound out of its range.
     """
-    own = getattr(env, "task", TaskConstants())
+    own = getattr(env, "task", None)
+    if not isinstance(own, TaskConstants):
+        own = TaskConstants()
     found = {name: getattr(own, name) if value is None else value for name, value in asdict(given).items()}
     if found["action_volume"] is None:
         found["action_volume"] = _box_volume(getattr(env, "single_action_space", None))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from anybatch.decide import error_bounds
-from anybatch.decide.argument_checks import require_batch_limits, require_positive, require_probability
+from anybatch.decide.argument_checks import require_batch_limits, require_choice, require_positive, require_probability
 from anybatch.decide.error_bounds import ErrorBound, Estimator
 from anybatch.decide.safe_step import Mode, SafeStep, choose_safe_step, gaussian_penalty
 from anybatch.errors import InputError
@@ -19,6 +19,7 @@ from anybatch.rl.gradient_accumulator import GradientEstimate
 
 BoundName = Literal["chebyshev", "hoeffding", "bernstein", "student_t"]
 RangeSource = Literal["theoretical", "empirical"]
+BASELINE_CAVEAT = "baselines from the same batch bias the gradient by order 1/N"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class CoordinateRule:
         min_batch_size: least trajectories.
         max_batch_size: most trajectories.
         penalty: c; None for `gaussian_penalty`.
+        baseline: whether the estimates have baselines.
     """
 
     shape: GaussianShape
@@ -87,14 +89,19 @@ class CoordinateRule:
     min_batch_size: int = 100
     max_batch_size: int = 500_000
     penalty: float | None = None
+    baseline: bool = True
 
     def __post_init__(self) -> None:
-        choices = {"bound": BoundName, "range": RangeSource, "estimator": Estimator, "mode": Mode}
-        for name, values in choices.items():
-            if getattr(self, name) not in get_args(values):
-                raise InputError(f"{name} must be one of {', '.join(get_args(values))}; got {getattr(self, name)!r}.")
+        require_choice(BoundName, bound=self.bound)
+        require_choice(RangeSource, range=self.range)
+        require_choice(Estimator, estimator=self.estimator)
+        require_choice(Mode, mode=self.mode)
         require_probability(self.delta)
         require_batch_limits(self.min_batch_size, self.max_batch_size)
+        if self.min_batch_size < 2:
+            raise InputError(
+                f"min_batch_size must be at least 2, for there to be a variance; got {self.min_batch_size}."
+            )
         if self.penalty is not None:
             require_positive(penalty=self.penalty)
 
@@ -123,6 +130,10 @@ class CoordinateRule:
             found.append("the range is that of the sample")
         elif self.uses_range:
             found.append("the published range can be exceeded by a trajectory")
+        if self.bound == "chebyshev" and self.estimator == "gpomdp":
+            found.append("the published variance of G(PO)MDP can be exceeded where rewards follow the scores")
+        if self.baseline:
+            found.append(BASELINE_CAVEAT)
         if self.mode == "paper":
             found.append("the score of the clipped action is biased")
         return tuple(found)
@@ -148,6 +159,8 @@ class CoordinateRule:
         """
         coordinate = int(estimate.gradient.abs().argmax())
         gradient = float(estimate.gradient[coordinate])
+        if constants.are_empty:
+            return self._wait(estimate, coordinate)
         bound = self.error_bound(estimate, constants, coordinate)
         step = choose_safe_step(
             max_gradient=abs(gradient),
@@ -161,6 +174,14 @@ class CoordinateRule:
         displacement = torch.zeros_like(estimate.gradient)
         displacement[coordinate] = step.step_size * gradient
         return CoordinateDecision(step, coordinate, abs(gradient), displacement, bound)
+
+    def _wait(self, estimate: GradientEstimate, coordinate: int) -> CoordinateDecision:
+        size = estimate.num_trajectories
+        following = min(max(2 * size, self.min_batch_size), self.max_batch_size)
+        reason = f"no reward or no feature other than 0 in {size} trajectories, so no bound on it: no step; "
+        step = SafeStep(0.0, following, False, math.inf, 0.0, f"{reason}next batch {following}")
+        bound = ErrorBound(self.bound, math.inf, 0.0, self.delta, is_heuristic=True)
+        return CoordinateDecision(step, coordinate, 0.0, torch.zeros_like(estimate.gradient), bound)
 
     def penalty_of(self, constants: BoundConstants) -> float:
         """Return c, as given or by the task's constants."""
@@ -199,7 +220,7 @@ class CoordinateRule:
                 std=self.shape.std,
                 delta=self.delta,
             )
-            return ErrorBound(found.name, found.d, found.f, found.delta, is_heuristic)
+            return replace(found, is_heuristic=is_heuristic)
         if self.bound == "student_t":
             return error_bounds.student_t(variance, estimate.num_trajectories, self.delta)
         size = self._range(estimate, constants, coordinate)

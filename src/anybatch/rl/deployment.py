@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,44 +13,43 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
+from anybatch.rl.deployed import DeployedPolicy, deployed_policies, is_within_noise
 from anybatch.rl.gradient_accumulator import GradientEstimate
+from anybatch.rl.known_performance import KnownPerformance
 from anybatch.rl.policy import Policy
 from anybatch.rl.safe_run import Guarantee, Iteration, SafeRun
 
 STATE_VERSION = 1
-Performance = Callable[[Any], float]
 
 
 class Deployment:
     """A policy that is updated, with its record.
 
     Args:
-        env: whose `performance(policy)` is recorded, where it has one and none is given.
         policy: the first one.
         constants: of the task.
         caveats: why the guarantee is less than proven, apart from constants that are estimated.
         settings: of the loop: plain values. A state of other settings is refused.
-        performance: exact performance of a policy.
+        performance: of policies, where it is known.
     """
 
     def __init__(
         self,
-        env: Any,
         policy: Policy,
         constants: BoundConstants,
         *,
         caveats: Sequence[str],
         settings: dict[str, Any],
-        performance: Performance | None,
+        performance: KnownPerformance | None,
     ) -> None:
         self.policy = policy
         self.constants = constants
         self.iterations: list[Iteration] = []
         self.settings = settings
         self.num_ended_early = 0
-        self.worst = (math.inf, 0, policy.parameters)
+        self.worst = (math.inf, policy.parameters)  # of the policies that a step was taken from
         self._caveats = tuple(caveats)
-        self._performance = performance or _own_performance(env, policy)
+        self._performance = performance
 
     @property
     def num_trajectories(self) -> int:
@@ -79,14 +78,17 @@ class Deployment:
             estimate: of its gradient.
             displacement: (m,), added to the parameters.
             promised: probability with which the guaranteed gain may fail; 1 is put in its place for a step without
-                guarantee.
+                guarantee, and where the guarantee is void.
             **decided: what an `Iteration` has of the decision.
 
         Returns:
             The record.
         """
         before = self.iterations[-1].failure_probability_so_far if self.iterations else 0.0
-        failure = 1.0 if decided["step_size"] and not decided["is_safe"] else promised
+        is_void = self.guarantee == "void"
+        failure = 1.0 if is_void or (decided["step_size"] and not decided["is_safe"]) else promised
+        if is_void:
+            decided["reason"] += "; the guarantee is void"
         iteration = Iteration(
             iteration=len(self.iterations) + 1,
             batch_size=estimate.num_trajectories,
@@ -102,7 +104,7 @@ class Deployment:
             **decided,
         )
         self.iterations.append(iteration)
-        self._note_worst(_shown(iteration))
+        self._note_worst()
         self.policy = self.policy.with_parameters(self.policy.parameters + displacement)
         return iteration
 
@@ -118,23 +120,27 @@ class Deployment:
         if not self.iterations:
             raise InputError("a result must have an update behind it; got none. Call step() or run() first.")
         last = self._evaluate()
-        worst, number, parameters = self.worst
-        if last is not None and last < worst:
-            worst, number, parameters = last, len(self.iterations) + 1, self.policy.parameters
+        policies = deployed_policies(self.iterations)
+        worst, (_, parameters) = min(policies, key=lambda policy: policy.performance), self.worst
+        if worst is policies[-1] and not self.iterations[-1].step_size:
+            parameters = self.policy.parameters
+        if last is not None and last < worst.performance:
+            worst, parameters = DeployedPolicy(last, 0.0, len(self.iterations) + 1), self.policy.parameters
         return SafeRun(
             iterations=tuple(self.iterations),
             num_trajectories=self.num_trajectories,
             parameters=tuple(self.policy.parameters.tolist()),
             final_performance=last,
-            first_performance=_shown(self.iterations[0]),
-            worst_performance=worst,
-            worst_iteration=number,
+            first_performance=policies[0].performance,
+            worst_performance=worst.performance,
+            worst_iteration=worst.iteration,
             worst_parameters=tuple(parameters.tolist()),
             guarantee=self.guarantee,
             failure_probability=self.iterations[-1].failure_probability_so_far,
             guaranteed_gain=sum(iteration.guaranteed_gain for iteration in self.iterations),
             notes=self.notes(),
             settings=self.settings | {"constants": self.constants.to_json()},
+            worst_is_within_noise=last is None and is_within_noise(worst, policies[0], len(policies)),
         )
 
     def notes(self) -> tuple[str, ...]:
@@ -143,25 +149,29 @@ class Deployment:
         why = [f"{name} is estimated from data" for name in self.constants.estimated] + list(self._caveats)
         if why:
             found.append(f"the guarantee is heuristic: {', '.join(why)}")
-        unsafe = [iteration.iteration for iteration in self.iterations if iteration.failure_probability == 1]
+        unsafe = [update.iteration for update in self.iterations if update.step_size and not update.is_safe]
         if unsafe:
             found.append(f"{len(unsafe)} steps were taken without a guarantee, the first at update {unsafe[0]}")
         if self.num_ended_early:
             found.append(
                 f"{self.num_ended_early} trajectories ended before the horizon and were padded with rewards of 0"
             )
+        found.append(
+            "no exact performance is known: deployed policies are compared by the mean returns of their batches"
+            if self._performance is None
+            else self._performance.process
+        )
         return tuple(found)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that an update changes: tensors and plain values."""
-        worst, number, parameters = self.worst
         return {
             "version": STATE_VERSION,
             "settings": self.settings,
             "parameters": self.policy.parameters.clone(),
             "constants": asdict(self.constants),
             "num_ended_early": self.num_ended_early,
-            "worst": {"performance": worst, "iteration": number, "parameters": parameters.clone()},
+            "worst": {"performance": self.worst[0], "parameters": self.worst[1].clone()},
             "iterations": [asdict(iteration) for iteration in self.iterations],
         }
 
@@ -188,28 +198,18 @@ class Deployment:
         self.policy = self.policy.with_parameters(state["parameters"])
         self.constants = replace(self.constants, **state["constants"])
         self.num_ended_early = state["num_ended_early"]
-        worst = state["worst"]
-        self.worst = (worst["performance"], worst["iteration"], worst["parameters"])
+        self.worst = (state["worst"]["performance"], state["worst"]["parameters"])
         self.iterations = [Iteration(**values) for values in state["iterations"]]
 
     def _evaluate(self) -> float | None:
         return None if self._performance is None else self._performance(self.policy)
 
-    def _note_worst(self, performance: float) -> None:
-        if performance < self.worst[0]:
-            self.worst = (performance, len(self.iterations), self.policy.parameters)
-
-
-def _shown(iteration: Iteration) -> float:
-    return iteration.measured_performance if iteration.performance is None else iteration.performance
-
-
-def _own_performance(env: Any, policy: Policy) -> Performance | None:
-    found = getattr(env, "performance", None)
-    if found is None:
-        return None
-    try:
-        found(policy)
-    except InputError:  # it has a closed form for other policies
-        return None
-    return found
+    def _note_worst(self) -> None:
+        if not self.iterations[-1].step_size:
+            return  # the policy stays, and its next batch counts for it
+        first = len(self.iterations) - 1
+        while first and not self.iterations[first - 1].step_size:
+            first -= 1
+        (policy,) = deployed_policies(self.iterations[first:])
+        if policy.performance < self.worst[0]:
+            self.worst = (policy.performance, self.policy.parameters)

@@ -69,11 +69,6 @@ class GaussianPolicy:
         """How many numbers an action has, d."""
         return len(self.weights)
 
-    @property
-    def std(self) -> float:
-        """The root of the covariance's determinant, which for one number is the standard deviation."""
-        return float(self.covariance.det().sqrt())
-
     def with_parameters(self, parameters: Tensor) -> GaussianPolicy:
         """Return the same policy with other weights.
 

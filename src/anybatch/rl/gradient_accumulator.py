@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anybatch.decide.argument_checks import require_discount
+from anybatch.decide.argument_checks import require_choice, require_discount
+from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.trajectories import Trajectories
-from anybatch.rl.trajectory_sums import Estimator, TrajectorySums, sum_trajectories
+from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 
 LARGEST_IN_MEMORY = 128 * 2**20
 
@@ -25,14 +26,16 @@ class GradientEstimate:
     """The mean of one gradient sample per trajectory, and the samples' spread; m parameters, on the CPU.
 
     Attributes:
-        gradient: (m,), float64. The baselines come from the same trajectories: a bias of order 1/N.
+        gradient: (m,), float64. Baselines come from the same trajectories: a bias of order 1/N.
         variance: (m,), float64, of one trajectory's sample, divided by N - 1.
         ranges: (m,), largest less smallest sample; None where it was not asked for.
         num_trajectories: N.
         mean_return: mean discounted return of the process as it was measured, clipping and horizon included.
         return_std: standard deviation of one trajectory's discounted return.
-        max_abs_reward: the largest |reward| met, not discounted.
+        min_reward: the smallest reward met, not discounted.
+        max_reward: the largest.
         max_feature: the largest |phi_i(s)| met.
+        max_feature_norm: the largest 2-norm of phi(s) met.
         num_ended_early: trajectories that ended before the horizon and were padded with zeros.
     """
 
@@ -42,9 +45,16 @@ class GradientEstimate:
     num_trajectories: int
     mean_return: float
     return_std: float
-    max_abs_reward: float
+    min_reward: float
+    max_reward: float
     max_feature: float
+    max_feature_norm: float
     num_ended_early: int
+
+    @property
+    def max_abs_reward(self) -> float:
+        """The largest |reward| met, not discounted."""
+        return max(-self.min_reward, self.max_reward)
 
 
 class GradientAccumulator:
@@ -59,6 +69,7 @@ class GradientAccumulator:
         estimator: "gpomdp" or "reinforce".
         discount: gamma.
         need_ranges: keep what the range needs.
+        baseline: subtract the baselines that minimise the variance. Without them the estimate has no bias.
 
     Raises:
         InputError: an unknown estimator, or a discount outside [0, 1].
@@ -74,12 +85,14 @@ class GradientAccumulator:
     Source: Papini et al. 2017, with the baselines of Peters and Schaal 2008 per component and, for G(PO)MDP, per step.
     """
 
-    def __init__(self, estimator: Estimator = "gpomdp", *, discount: float, need_ranges: bool = False) -> None:
-        if estimator not in ("gpomdp", "reinforce"):
-            raise InputError(f"estimator must be 'gpomdp' or 'reinforce'; got {estimator!r}.")
+    def __init__(
+        self, estimator: Estimator = "gpomdp", *, discount: float, need_ranges: bool = False, baseline: bool = True
+    ) -> None:
+        require_choice(Estimator, estimator=estimator)
         require_discount(discount)
         self.estimator: Estimator = estimator
         self.discount = discount
+        self.has_baseline = baseline
         self.sums: TrajectorySums | None = None
         self._rows = _StoredRows() if need_ranges else None
 
@@ -106,7 +119,7 @@ class GradientAccumulator:
         """Add what `sum_trajectories` returned, perhaps in another thread."""
         self.sums = sums if self.sums is None else self.sums + sums
         if self._rows is not None:
-            self._rows.append(rows)
+            self._rows.append(rows, sums.center)
 
     def estimate(self) -> GradientEstimate:
         """Estimate the gradient from all trajectories so far; more may be added afterwards.
@@ -122,18 +135,20 @@ class GradientAccumulator:
             raise InputError(
                 f"a gradient estimate with its variance must have at least 2 trajectories; got {self.num_trajectories}."
             )
-        gradient, variance = sums.mean_and_variance()
+        gradient, variance = sums.mean_and_variance(has_baseline=self.has_baseline)
         mean = sums.returns / sums.num_trajectories
         spread = (sums.squared_returns - sums.returns * mean) / (sums.num_trajectories - 1)
         return GradientEstimate(
             gradient=gradient,
             variance=variance,
-            ranges=None if self._rows is None else self._rows.ranges(sums.sample_weights()),
+            ranges=None if self._rows is None else self._rows.ranges(sums, self.has_baseline),
             num_trajectories=sums.num_trajectories,
-            mean_return=mean,
+            mean_return=mean + float(sums.center.sum()),
             return_std=math.sqrt(max(spread, 0.0)),
-            max_abs_reward=sums.max_abs_reward,
+            min_reward=sums.min_reward,
+            max_reward=sums.max_reward,
             max_feature=sums.max_feature,
+            max_feature_norm=sums.max_feature_norm,
             num_ended_early=sums.num_ended_early,
         )
 
@@ -144,18 +159,19 @@ class _StoredRows:
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=LARGEST_IN_MEMORY)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
-        self._shapes: list[torch.Size] = []
+        self._chunks: list[tuple[torch.Size, Tensor]] = []
 
-    def append(self, rows: Tensor) -> None:
-        self._shapes.append(rows.shape)
+    def append(self, rows: Tensor, center: Tensor) -> None:
+        self._chunks.append((rows.shape, center))
         self._file.write(rows.float().cpu().numpy().tobytes())
 
-    def ranges(self, weights: Tensor) -> Tensor:
+    def ranges(self, sums: TrajectorySums, has_baseline: bool) -> Tensor:
         lows, highs = [], []
         self._file.seek(0)
-        for shape in self._shapes:
+        for shape, center in self._chunks:
+            weights = sums.sample_weights(center, has_baseline=has_baseline).float()
             rows = torch.from_numpy(np.frombuffer(self._file.read(4 * shape.numel()), np.float32).copy()).view(shape)
-            low, high = torch.einsum("mi,imn->mn", weights.float(), rows).aminmax(dim=1)
+            low, high = torch.einsum("mi,imn->mn", weights, rows).aminmax(dim=1)
             lows.append(low)
             highs.append(high)
         return (torch.stack(highs).amax(0) - torch.stack(lows).amin(0)).double()

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import local
-from typing import get_args
 
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from anybatch.decide.argument_checks import require_count
+from anybatch.decide.argument_checks import require_choice, require_count
+from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
@@ -21,7 +21,7 @@ from anybatch.rl.native_env import NativeVectorEnv
 from anybatch.rl.policy import Policy, Score
 from anybatch.rl.rollout import roll_out
 from anybatch.rl.trajectories import Trajectories
-from anybatch.rl.trajectory_sums import Estimator, TrajectorySums, sum_trajectories
+from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 from anybatch.seeds import derive_seed
 
 LARGEST_CHUNK = 25_000
@@ -35,9 +35,10 @@ class GradientBatch:
     """A batch of trajectories under one policy that may grow, and the gradient estimate it gives.
 
     Trajectories come in chunks, each from draws of its own that depend on the seed and on how many chunks came
-    before, and on nothing else: not on threads, not on what is drawn elsewhere. A native environment is rolled out
-    past its Gymnasium class, in float32, `chunk_size` trajectories at a time; any other one as many as it has
-    sub-environments. Only sums are kept of a chunk.
+    before, and on nothing else: not on threads, not on what is drawn elsewhere. Two chunks draw the same with a chance
+    of 2^-32: PyTorch's generator takes no more of a seed on the CPU. A native environment is rolled out past its
+    Gymnasium class, in float32, `chunk_size` trajectories at a time; any other one as many as it has sub-environments,
+    and what is asked for is rounded up to whole chunks. Only sums are kept of a chunk.
 
     Args:
         env: a vector environment of Gymnasium, one of this package's or any other.
@@ -47,6 +48,8 @@ class GradientBatch:
         horizon: H. Default: the environment's own.
         seed: of everything that is drawn.
         need_ranges: whether the range of the samples is estimated; keeps H + 1 numbers per trajectory and parameter.
+        baseline: subtract baselines. They come from the same trajectories, which biases the estimate by order 1/N:
+            about 3% at 100 trajectories of the LQG task where the gradient is large, 10% near the optimum.
         score: of the action as it was "drawn", which is unbiased, or as it was "clipped", which is what the authors
             of 2017 published.
         early_end: "pad" episodes that end before the horizon with zeros and count them, or "refuse" them.
@@ -78,13 +81,15 @@ class GradientBatch:
         horizon: int | None = None,
         seed: int,
         need_ranges: bool = False,
+        baseline: bool = True,
         score: Score = "drawn",
         early_end: EarlyEnd = "pad",
         chunk_size: int | None = None,
         num_workers: int = 1,
     ) -> None:
-        _check_choices(score=(score, Score), early_end=(early_end, EarlyEnd))
-        _check_env(env)
+        require_choice(Score, score=score)
+        require_choice(EarlyEnd, early_end=early_end)
+        check_env(env)
         check_spaces(env, policy)
         task = env.task if isinstance(env, NativeVectorEnv) else None
         discount = _known("discount", discount if discount is not None or task is None else task.discount)
@@ -103,7 +108,9 @@ class GradientBatch:
         self._num_workers = num_workers
         self._chunk_size = size if task is not None else env.num_envs
         self._num_chunks = 0
-        self._accumulator = GradientAccumulator(estimator, discount=discount, need_ranges=need_ranges)
+        self._accumulator = GradientAccumulator(
+            estimator, discount=discount, need_ranges=need_ranges, baseline=baseline
+        )
         self._buffers = local()
 
     @property
@@ -115,13 +122,13 @@ class GradientBatch:
         """Draw more trajectories.
 
         Args:
-            num_trajectories: how many, in full chunks and one that takes the rest.
+            num_trajectories: how many, in full chunks and one that takes the rest; see `whole_chunks`.
 
         Raises:
             InputError: less than 1, or rewards, observations or scores that are not finite.
         """
         require_count(num_trajectories=num_trajectories)
-        full, rest = divmod(num_trajectories, self._chunk_size)
+        full, rest = divmod(whole_chunks(self._env, num_trajectories), self._chunk_size)
         sizes = [self._chunk_size] * full + [rest] * (rest > 0)
         for sums, rows in self._sum_chunks(sizes):
             self._accumulator.add_sums(sums, rows)
@@ -173,7 +180,7 @@ class GradientBatch:
                 score=self._score,
                 buffers=buffers,
             )
-        trajectories = roll_out_gymnasium(
+        return roll_out_gymnasium(
             self._env,
             self._policy,
             self._horizon,
@@ -182,13 +189,26 @@ class GradientBatch:
             score=self._score,
             early_end=self._early_end,
         )
-        return trajectories.first(size)
 
     def _own_buffers(self) -> Buffers:
         if not hasattr(self._buffers, "value"):
             is_native = isinstance(self._env, NativeVectorEnv)
             self._buffers.value = Buffers(torch.float32 if is_native else torch.float64)
         return self._buffers.value
+
+
+def whole_chunks(env: VectorEnv, num_trajectories: int) -> int:
+    """Return how many trajectories are drawn where so many are asked for.
+
+    Args:
+        env: a native environment gives any number; another one a multiple of its `num_envs`.
+        num_trajectories: asked for.
+
+    Returns:
+        The next number there can be.
+    """
+    unit = 1 if isinstance(env, NativeVectorEnv) else env.num_envs
+    return -(-num_trajectories // unit) * unit
 
 
 def estimate_gradient(
@@ -201,6 +221,7 @@ def estimate_gradient(
     horizon: int | None = None,
     seed: int,
     need_ranges: bool = False,
+    baseline: bool = True,
     score: Score = "drawn",
     early_end: EarlyEnd = "pad",
     chunk_size: int | None = None,
@@ -211,12 +232,13 @@ def estimate_gradient(
     Args:
         env: a vector environment of Gymnasium, one of this package's or any other.
         policy: fitting it.
-        num_trajectories: N, 2 or more.
-        estimator: "gpomdp" or "reinforce", with the baselines that minimise the variance.
+        num_trajectories: N, 2 or more; rounded up by `whole_chunks`.
+        estimator: "gpomdp" or "reinforce".
         discount: gamma. Default: the environment's own.
         horizon: H. Default: the environment's own.
         seed: of everything that is drawn.
         need_ranges: whether the range of the samples is estimated.
+        baseline: see `GradientBatch`.
         score: see `GradientBatch`.
         early_end: see `GradientBatch`.
         chunk_size: see `GradientBatch`.
@@ -244,6 +266,7 @@ def estimate_gradient(
         horizon=horizon,
         seed=seed,
         need_ranges=need_ranges,
+        baseline=baseline,
         score=score,
         early_end=early_end,
         chunk_size=chunk_size,
@@ -263,15 +286,17 @@ def _known(name: str, value: float | None) -> float:
     return value
 
 
-def _check_env(env: object) -> None:
+def check_env(env: object) -> None:
+    """Refuse what is no vector environment.
+
+    Args:
+        env: anything.
+
+    Raises:
+        InputError: it is none.
+    """
     if not isinstance(env, VectorEnv):
         raise InputError(
             f"`env` must be a vector environment; got {type(env).__name__}. "
             "Make one with gymnasium.make_vec(id, num_envs=...)."
         )
-
-
-def _check_choices(**choices: tuple[str, object]) -> None:
-    for name, (value, allowed) in choices.items():
-        if value not in get_args(allowed):
-            raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}; got {value!r}.")

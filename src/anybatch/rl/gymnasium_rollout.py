@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.rl.policy import Policy, Score
-from anybatch.rl.rollout import largest, seeded
+from anybatch.rl.rollout import largest_of, seeded
 from anybatch.rl.trajectories import Trajectories
 
 EarlyEnd = Literal["pad", "refuse"]
@@ -79,7 +79,7 @@ def roll_out_gymnasium(
             observations, _ = env.reset(options={"reset_mask": ended.numpy()})
     scores = torch.empty(horizon, len(policy.parameters), num, dtype=torch.float64)
     policy.scores(features, noise, actions, score, scores)
-    return Trajectories(scores, rewards, largest(features), ~alive)
+    return Trajectories(scores, rewards, *largest_of(features), ended_early=~alive)
 
 
 def check_spaces(env: VectorEnv, policy: Policy) -> None:
@@ -98,8 +98,14 @@ def check_spaces(env: VectorEnv, policy: Policy) -> None:
         raise InputError(
             f"observations must be numbers; got {states}. Wrap the environment in FlattenObservation of Gymnasium."
         )
+    has_map = getattr(policy, "feature_map", None) is not None
+    if isinstance(states, (spaces.Discrete, spaces.MultiDiscrete)) and not has_map:
+        raise InputError(
+            f"observations must be quantities for a policy linear in them; got {states}, whose numbers are names. "
+            "Pass a feature map, such as one-hot."
+        )
     state_size = int(np.prod(states.shape or (1,)))
-    if getattr(policy, "feature_map", None) is None and state_size != policy.num_features:
+    if not has_map and state_size != policy.num_features:
         raise InputError(
             f"the policy's weights must have {state_size} columns, one per number of the state; "
             f"got {policy.num_features}. Pass weights of that width or a feature map."

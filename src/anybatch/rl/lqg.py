@@ -134,7 +134,7 @@ class LQG(NativeVectorEnv):
             control=control_KD,
             state_cost=_cost("state_cost", state_cost, k),
             action_cost=_cost("action_cost", action_cost, d),
-            max_start=_bound("max_start", max_start, k),
+            max_start=_start(max_start, k),
             max_state=Bounds(_bound("max_state", math.inf if max_state is None else max_state, k)),
             max_action=Bounds(_bound("max_action", math.inf if max_action is None else max_action, d)),
         )
@@ -175,7 +175,7 @@ class LQG(NativeVectorEnv):
             J: closed form without clipping; by quadrature, to about 1e-12, in one dimension with clipping.
 
         Raises:
-            InputError: clipping in more than one dimension.
+            InputError: clipping in more than one dimension, or with a control of 0.
         """
         if self.is_clipped:
             return clipped_performance(self.dynamics, policy, self._discount, self._horizon)
@@ -217,6 +217,13 @@ def _bound(name: str, given: Any, size: int) -> Tensor:
     if bound.ndim > 1 or (bound.ndim == 1 and len(bound) != size) or not bool((bound > 0).all()):
         raise InputError(f"{name} must be positive, a number or {size} of them; got {bound.tolist()}.")
     return bound.expand(size).clone()
+
+
+def _start(given: Any, size: int) -> Tensor:
+    bound = _bound("max_start", given, size)
+    if not bool(bound.isfinite().all()):
+        raise InputError(f"max_start must be finite; got {bound.tolist()}.")
+    return bound
 
 
 def _reward_bound(dynamics: LQGDynamics) -> float | None:

@@ -97,10 +97,12 @@ def clipped_performance(dynamics: LQGDynamics, policy: GaussianPolicy, discount:
         tasks; elsewhere kinks of the value may lie inside panels, and about 1e-6 is left.
 
     Raises:
-        InputError: more than one dimension, or a bound that is missing.
+        InputError: more than one dimension, a bound that is missing, or a control of 0.
     """
     _check_fit(dynamics, policy)
     states, actions = dynamics.max_state, dynamics.max_action
+    if dynamics.control.numel() == 1 and dynamics.control.item() == 0:
+        raise InputError("the exact performance of a clipped task must have a control that acts; got 0.")
     if dynamics.control.numel() != 1 or not (states.are_finite and actions.are_finite):
         raise InputError(
             "the exact performance of a clipped task must be of one dimension with both bounds; got "
@@ -125,7 +127,7 @@ class _Grid:
         self.state_cost, self.action_cost = dynamics.state_cost.item(), dynamics.action_cost.item()
         self.max_state, self.max_action = dynamics.max_state.values.item(), dynamics.max_action.values.item()
         self.max_start = dynamics.max_start.item()
-        self.std = policy.std
+        self.std = math.sqrt(policy.covariance.item())
         self.edges = self._edges()
         panels = [_nodes(low, high) for low, high in pairwise(self.edges)]
         self.states = np.concatenate([points for points, _ in panels])

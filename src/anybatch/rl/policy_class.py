@@ -20,11 +20,14 @@ class PolicyClass:
         is_gaussian: Gaussian with fixed covariance, or else softmax.
         scale: the smallest std in any direction, or the temperature.
         num_features: p.
+        score_sq: mean squared norm of the score over that of the features, at most: the trace of the inverse
+            covariance, or 4 / tau^2.
     """
 
     is_gaussian: bool
     scale: float
     num_features: int
+    score_sq: float
 
     @classmethod
     def of(cls, policy: Any) -> PolicyClass:
@@ -41,13 +44,14 @@ class PolicyClass:
         """
         covariance, temperature = getattr(policy, "covariance", None), getattr(policy, "temperature", None)
         if covariance is not None:
-            return cls(True, math.sqrt(float(torch.linalg.eigvalsh(covariance)[0])), policy.num_features)
+            variances = torch.linalg.eigvalsh(covariance)
+            return cls(True, math.sqrt(float(variances[0])), policy.num_features, float((1 / variances).sum()))
         if temperature is None:
             raise InputError(
                 "policy must be Gaussian, with a covariance, or softmax, with a temperature; got "
                 f"{type(policy).__name__}."
             )
-        return cls(False, float(temperature), policy.num_features)
+        return cls(False, float(temperature), policy.num_features, 4 / temperature**2)
 
     def smoothing(self, feature_norm: float) -> SmoothingConstants:
         """Return the smoothing constants of features with at most this 2-norm."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import is_
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def roll_out(
     shape = (horizon, len(policy.parameters), num_trajectories)
     scores = noise if noise.shape == shape else buffers.take("scores", *shape)
     policy.scores(features, noise, actions, score, scores)
-    return Trajectories(scores, rewards, largest(features), ended)
+    return Trajectories(scores, rewards, *largest_of(features), ended_early=ended)
 
 
 def seeded(seed: int, device: torch.device) -> torch.Generator:
@@ -59,21 +61,23 @@ def seeded(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def largest(values: Tensor) -> float:
-    """Return the largest absolute value."""
-    low, high = values.aminmax()
-    return max(-float(low), float(high))
+def largest_of(features: Tensor) -> tuple[float, float]:
+    """Return the largest absolute value of (H, p, n) features, and the largest 2-norm over their p numbers."""
+    low, high = features.aminmax()
+    largest = max(-float(low), float(high))
+    return largest, largest if features.shape[1] == 1 else float(torch.linalg.vector_norm(features, dim=1).max())
 
 
 def _walk(dynamics: Dynamics, policy: Policy, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
     """Fill states and actions, and return (H, p, n) features."""
     features = []
-    for now, action, drawn, following in zip(states[:-1], actions, noise, states[1:], strict=True):
+    visited = states[:-1].unbind()
+    for now, action, drawn, following in zip(visited, actions, noise, states[1:], strict=True):
         features.append(policy.features(now))
         policy.act(features[-1], drawn, action)
         dynamics.max_action.clip(action)
         dynamics.step(now, action, following)
-    return states[:-1] if features[0].data_ptr() == states.data_ptr() else torch.stack(features)
+    return states[:-1] if all(map(is_, features, visited)) else torch.stack(features)
 
 
 def _end(dynamics: Dynamics, states: Tensor, features: Tensor, rewards: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from anybatch.decide.safe_step import Mode
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
-from anybatch.rl.deployment import Deployment, Performance
-from anybatch.rl.gradient_estimate import estimate_gradient
+from anybatch.rl.deployment import Deployment
+from anybatch.rl.gradient_estimate import estimate_gradient, whole_chunks
 from anybatch.rl.gymnasium_rollout import EarlyEnd
+from anybatch.rl.identity import describe
+from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
@@ -45,8 +47,11 @@ class SafePolicyGradient(SafeLoop):
         discount: gam. Default: the environment's.
         horizon: H. Default: the environment's.
         penalty: c. Default: `gaussian_penalty`.
-        performance: exact performance of a policy, for the record. Default: the environment's `performance`, if any.
+        performance: exact performance of a policy, for the record. Default: what the environment knows of the process
+            that is measured; in mode "paper" the published closed form.
         early_end: "pad" episodes that end before the horizon with rewards of 0 and say so, or "refuse" them.
+        baseline: subtract the baselines that minimise the variance. They come from the same batch and bias the gradient
+            by order 1/N, so that a guarantee is proven without them alone.
         num_workers: threads, for native environments. The result does not depend on it.
         seed: of every draw.
 
@@ -87,6 +92,7 @@ class SafePolicyGradient(SafeLoop):
         penalty: float | None = None,
         performance: Performance | None = None,
         early_end: EarlyEnd = "pad",
+        baseline: bool = True,
         num_workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -110,24 +116,24 @@ class SafePolicyGradient(SafeLoop):
             min_batch_size,
             max_batch_size,
             penalty,
+            baseline,
         )
         given = TaskConstants(reward_bound, feature_bound, action_volume, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
         self.rule.check(constants)
         self.deployment = Deployment(
-            env,
             policy,
             constants,
             caveats=self.rule.caveats,
-            settings={**self.rule.settings(), "seed": seed, "constants": asdict(constants)},
-            performance=performance,
+            settings={**self.rule.settings(), **describe(env, policy), "seed": seed, "constants": asdict(constants)},
+            performance=find_performance(env, policy, performance, is_published=mode == "paper"),
         )
         self._next_batch_size = min_batch_size
 
     @property
     def next_batch_size(self) -> int:
         """Trajectories of the next batch."""
-        return self._next_batch_size
+        return whole_chunks(self.env, self._next_batch_size)
 
     def step(self) -> Iteration:
         """Take one update."""
@@ -144,6 +150,7 @@ class SafePolicyGradient(SafeLoop):
             need_ranges=rule.needs_ranges,
             score="clipped" if rule.mode == "paper" else "drawn",
             early_end=self.early_end,
+            baseline=rule.baseline,
             num_workers=self.num_workers,
         )
         deployment.observe(estimate)

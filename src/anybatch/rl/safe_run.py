@@ -27,7 +27,8 @@ class Iteration:
         error: of the estimate, in the largest coordinate (2017) or the 2-norm (2022).
         is_safe: whether the error allows the step that was taken, or a step at all.
         guaranteed_gain: lower bound on the gain of the step; negative where a loss is possible.
-        failure_probability: with which this update may be worse than that; 1 for a step without a guarantee.
+        failure_probability: with which this update may be worse than that; 1 for a step without a guarantee, and once
+            the guarantee is void.
         failure_probability_so_far: union bound over the updates of the run so far.
         guarantee: "proven" given the stated constants, "heuristic", or "void" from when a stated bound was exceeded.
         reason: one sentence.
@@ -65,7 +66,7 @@ class SafeRun:
         num_trajectories: of all batches.
         parameters: of the policy that the last update left.
         final_performance: of that policy; None without an exact performance.
-        first_performance: of the first policy, exact or else measured.
+        first_performance: of the first policy, exact or else measured, by all batches before the first step.
         worst_performance: of the worst policy that was deployed, likewise.
         worst_iteration: whose it was; one more than the last where it is the policy that the last update left.
         worst_parameters: of that policy.
@@ -74,6 +75,8 @@ class SafeRun:
         guaranteed_gain: sum of the guaranteed gains.
         notes: one sentence for each thing that a reader must know.
         settings: of the loop, plain values.
+        worst_is_within_noise: whether performance is only measured, and that of the worst is no further below the first
+            than noise may put the worst of as many.
     """
 
     iterations: tuple[Iteration, ...]
@@ -89,12 +92,15 @@ class SafeRun:
     guaranteed_gain: float
     notes: tuple[str, ...]
     settings: dict[str, Any]
+    worst_is_within_noise: bool = False
 
     @property
     def reason(self) -> str:
         """One sentence on what came of the first policy, and on what may be relied on."""
         change = self.worst_performance - self.first_performance
         worst = f"worst deployed policy {change:+.4g} against the first" if change < 0 else "none worse than the first"
+        if change < 0 and self.worst_is_within_noise:
+            worst += ", within noise"
         return (
             f"{len(self.iterations)} updates from {self.num_trajectories} trajectories, {worst}; guarantee "
             f"{self.guarantee}, some update worse than promised with probability up to {self.failure_probability:.3g}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, final
 
 from anybatch.decide.error_bounds import Estimator
 from anybatch.decide.smoothing_step import Rule, SmoothingStep
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
-from anybatch.rl.deployment import Deployment, Performance
+from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.gradient_estimate import GradientBatch
+from anybatch.rl.gradient_estimate import GradientBatch, whole_chunks
 from anybatch.rl.gymnasium_rollout import EarlyEnd
+from anybatch.rl.identity import describe
+from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import PolicyClass
 from anybatch.rl.safe_loop import SafeLoop
@@ -50,8 +52,11 @@ class SmoothingPolicyGradient(SafeLoop):
         feature_norm_bound: F, of the features' 2-norm. Default: sqrt(number of features) M.
         discount: gam. Default: the environment's.
         horizon: H. Default: the environment's.
-        performance: exact performance of a policy, for the record. Default: the environment's `performance`, if any.
+        performance: exact performance of a policy, for the record. Default: what the environment knows of the process
+            that is measured, if anything.
         early_end: "pad" episodes that end before the horizon with rewards of 0 and say so, or "refuse" them.
+        baseline: subtract the baselines that minimise the variance. They come from the same batch and bias the gradient
+            by order 1/N, so that a guarantee is proven without them alone.
         num_workers: threads, for native environments. The result does not depend on it.
         seed: of every draw.
 
@@ -84,6 +89,7 @@ class SmoothingPolicyGradient(SafeLoop):
         horizon: int | None = None,
         performance: Performance | None = None,
         early_end: EarlyEnd = "pad",
+        baseline: bool = True,
         num_workers: int = 1,
         seed: int = 0,
     ) -> None:
@@ -107,13 +113,19 @@ class SmoothingPolicyGradient(SafeLoop):
             mini_batch_size,
             max_batch_size,
             feature_norm_bound,
+            baseline,
         )
         given = TaskConstants(reward_bound, feature_bound, None, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
         schedule = {"growth": growth, "warm_start": warm_start, "seed": seed}
-        settings = self.rule.settings() | schedule | {"constants": asdict(constants)}
+        constants = replace(constants, stated_feature_norm_bound=feature_norm_bound)
+        settings = self.rule.settings() | describe(env, policy) | schedule | {"constants": asdict(constants)}
         self.deployment = Deployment(
-            env, policy, constants, caveats=self.rule.caveats, settings=settings, performance=performance
+            policy,
+            constants,
+            caveats=self.rule.caveats,
+            settings=settings,
+            performance=find_performance(env, policy, performance, is_published=False),
         )
         self._best_high = -math.inf
 
@@ -121,7 +133,8 @@ class SmoothingPolicyGradient(SafeLoop):
     def next_batch_size(self) -> int:
         """Trajectories that the next update begins with."""
         last = self.iterations[-1].batch_size if self.iterations else 0
-        return min(max(round(self.warm_start * last), self.rule.mini_batch_size), self.rule.max_batch_size)
+        wanted = max(round(self.warm_start * last), self.rule.mini_batch_size)
+        return whole_chunks(self.env, min(wanted, self.rule.max_batch_size))
 
     def step(self) -> Iteration:
         """Take one update."""
@@ -152,6 +165,7 @@ class SmoothingPolicyGradient(SafeLoop):
             horizon=constants.horizon,
             seed=derive_seed(self.seed, "batch", number - 1),
             early_end=self.early_end,
+            baseline=rule.baseline,
             num_workers=self.num_workers,
         )
         size, check = self.next_batch_size, 1

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from anybatch.decide import vector_error_bounds
-from anybatch.decide.argument_checks import require_count, require_positive, require_probability
+from anybatch.decide.argument_checks import require_choice, require_count, require_positive, require_probability
 from anybatch.decide.error_bounds import ErrorBound, Estimator
 from anybatch.decide.milestone import milestone_budget, return_interval
-from anybatch.decide.smoothing_policies import smoothness_constant
+from anybatch.decide.smoothing_policies import Version, smoothness_constant
 from anybatch.decide.smoothing_step import (
     Rule,
     SmoothingStep,
@@ -22,6 +22,7 @@ from anybatch.decide.smoothing_step import (
 )
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
+from anybatch.rl.coordinate_rule import BASELINE_CAVEAT
 from anybatch.rl.gradient_accumulator import GradientEstimate
 from anybatch.rl.policy_class import PolicyClass
 
@@ -43,6 +44,7 @@ class SmoothingRule:
         mini_batch_size: trajectories between two looks at the batch.
         max_batch_size: most trajectories of an update.
         feature_norm_bound: F, of the 2-norm of the features. None: from the bound on each.
+        baseline: whether the estimates have baselines.
     """
 
     policy_class: PolicyClass
@@ -54,14 +56,18 @@ class SmoothingRule:
     mini_batch_size: int = 100
     max_batch_size: int = 100_000
     feature_norm_bound: float | None = None
+    baseline: bool = True
 
     def __post_init__(self) -> None:
-        choices = {"bound": VectorBoundName, "estimator": Estimator, "rule": Rule}
-        for name, values in choices.items():
-            if getattr(self, name) not in get_args(values):
-                raise InputError(f"{name} must be one of {', '.join(get_args(values))}; got {getattr(self, name)!r}.")
+        require_choice(VectorBoundName, bound=self.bound)
+        require_choice(Estimator, estimator=self.estimator)
+        require_choice(Rule, rule=self.rule)
         require_probability(self.delta)
         require_count(mini_batch_size=self.mini_batch_size, max_batch_size=self.max_batch_size)
+        if self.mini_batch_size < 2:
+            raise InputError(
+                f"mini_batch_size must be at least 2, for there to be a variance; got {self.mini_batch_size}."
+            )
         if self.mini_batch_size > self.max_batch_size:
             raise InputError(
                 f"mini_batch_size must be at most max_batch_size; got {self.mini_batch_size} and {self.max_batch_size}."
@@ -91,6 +97,10 @@ class SmoothingRule:
             found.append("the variance is that of the sample")
         if self.bound == "bernstein" and self.policy_class.is_gaussian:
             found.append("the score of a Gaussian policy is not bounded")
+        if self.baseline:
+            found.append(BASELINE_CAVEAT)
+        if self.tolerance is not None:
+            found.append("rewards are taken to have the signs that were seen")
         if self.rule != "corrected":
             found.append("the published rule has a batch that is too small and a smoothness constant without R")
         return tuple(found)
@@ -107,11 +117,18 @@ class SmoothingRule:
 
     def smoothness(self, constants: BoundConstants) -> float:
         """Return L."""
+        return self._smoothness(constants, "improved")
+
+    def step_smoothness(self, constants: BoundConstants) -> float:
+        """Return what steps are made of: L, or what the published code takes for it."""
+        return self._smoothness(constants, "improved" if self.rule == "corrected" else "published")
+
+    def _smoothness(self, constants: BoundConstants, version: Version) -> float:
         return smoothness_constant(
             self.policy_class.smoothing(self.feature_norm(constants)),
             reward_bound=constants.reward_bound,
             discount=constants.discount,
-            version="improved" if self.rule == "corrected" else "published",
+            version=version,
         )
 
     def error_bound(self, estimate: GradientEstimate, constants: BoundConstants, delta: float) -> ErrorBound:
@@ -123,8 +140,12 @@ class SmoothingRule:
             delta: this look's share of the failure probability.
 
         Returns:
-            The bound.
+            The bound, heuristic where a constant came from data or the rule is less than proven.
         """
+        found = self._error_bound(estimate, constants, delta)
+        return replace(found, is_heuristic=bool(constants.estimated or self.caveats))
+
+    def _error_bound(self, estimate: GradientEstimate, constants: BoundConstants, delta: float) -> ErrorBound:
         variance = float(estimate.variance.sum())
         task: dict[str, Any] = {
             "estimator": self.estimator,
@@ -136,9 +157,9 @@ class SmoothingRule:
         if self.bound == "sample_chebyshev":
             return vector_error_bounds.vector_chebyshev(variance, delta)
         if self.bound == "chebyshev":
-            score_sq = self.policy_class.smoothing(norm).score_sq
+            score_sq = self.policy_class.score_sq * norm**2
             largest = vector_error_bounds.variance_bound(score_sq_bound=score_sq, **task)
-            return vector_error_bounds.vector_chebyshev(largest, delta, is_heuristic=bool(constants.estimated))
+            return vector_error_bounds.vector_chebyshev(largest, delta)
         score = self.policy_class.score_bound(norm)
         task |= {"num_parameters": len(estimate.gradient), "delta": delta}
         if self.bound == "sub_gaussian":
@@ -165,14 +186,14 @@ class SmoothingRule:
         Returns:
             The step, and the upper bound with this policy's own; `best_high` itself without a milestone.
         """
+        if constants.are_empty:
+            return self._wait(estimate.num_trajectories), best_high
         delta = confidence_schedule(self.delta, iteration, check, num_events=self.num_events)
         bound = self.error_bound(estimate, constants, delta)
         norm, size = float(torch.linalg.vector_norm(estimate.gradient)), estimate.num_trajectories
-        smoothness = self.smoothness(constants)
+        made_of = {"smoothness": self.smoothness(constants), "step_smoothness": self.step_smoothness(constants)}
         if self.tolerance is None:
-            step = choose_smoothing_step(
-                gradient_norm=norm, batch_size=size, bound=bound, smoothness=smoothness, rule=self.rule
-            )
+            step = choose_smoothing_step(gradient_norm=norm, batch_size=size, bound=bound, rule=self.rule, **made_of)
             return step, best_high
         interval = return_interval(
             estimate.mean_return,
@@ -182,10 +203,13 @@ class SmoothingRule:
             discount=constants.discount,
             horizon=constants.horizon,
             delta=delta,
+            has_both_signs=constants.has_gains and constants.has_losses,
         )
         best_high = max(best_high, interval.high)
         budget = milestone_budget(interval, best_high, self.tolerance)
-        step = choose_relaxed_step(
-            gradient_norm=norm, batch_size=size, bound=bound, smoothness=smoothness, budget=budget
-        )
+        step = choose_relaxed_step(gradient_norm=norm, batch_size=size, bound=bound, budget=budget, **made_of)
         return step, best_high
+
+    def _wait(self, size: int) -> SmoothingStep:
+        reason = f"no reward or no feature other than 0 in {size} trajectories, so no bound on it: no step"
+        return SmoothingStep(0.0, False, None, False, math.inf, 0.0, reason)

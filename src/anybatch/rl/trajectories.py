@@ -15,12 +15,14 @@ class Trajectories:
         scores: (H, m, N), the gradient of log pi(a|s) of every step.
         rewards: (H, N), not discounted.
         max_feature: the largest |phi_i(s)| met.
+        max_feature_norm: the largest 2-norm of phi(s) met; 0 where it was not looked for.
         ended_early: (N,), which ended before the horizon; None where none can.
     """
 
     scores: Tensor
     rewards: Tensor
     max_feature: float
+    max_feature_norm: float = 0.0
     ended_early: Tensor | None = None
 
     @property
@@ -32,19 +34,3 @@ class Trajectories:
     def num_ended_early(self) -> int:
         """How many ended before the horizon."""
         return 0 if self.ended_early is None else int(self.ended_early.sum())
-
-    def first(self, num_trajectories: int) -> Trajectories:
-        """Return the first of them, with the largest feature of all.
-
-        Args:
-            num_trajectories: how many.
-
-        Returns:
-            Views.
-        """
-        return Trajectories(
-            self.scores[..., :num_trajectories],
-            self.rewards[:, :num_trajectories],
-            self.max_feature,
-            None if self.ended_early is None else self.ended_early[:num_trajectories],
-        )

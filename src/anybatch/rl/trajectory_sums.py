@@ -8,24 +8,28 @@ reward and A = sum_t C_t q_t (REINFORCE: one step, of summed score and summed re
 
 per component. So the products of (C_1, ..., C_H, A, 1) with each other, summed over trajectories, and the numerators
 of the baselines give mean and variance of the samples exactly, and no sample is kept.
+
+A reward that is nearly the same in all trajectories would leave nothing of a sample but the rounding of two large
+numbers. A constant per step does not change a sample with baselines, so q_t is held less a center c_t: the mean of the
+chunk's first trajectories. Joining two chunks moves the one to the center of the other.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.trajectories import Trajectories
 
-Estimator = Literal["gpomdp", "reinforce"]
 TILE = 8  # matrix products are a quarter faster with 24 rows than with 22
-MAXIMA = ("max_abs_reward", "max_feature")
+NUM_CENTERED = 1000  # trajectories whose mean reward is the center
+MAXIMA = ("max_reward", "max_feature", "max_feature_norm", "rounding")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,48 +37,85 @@ class TrajectorySums:
     """Sums over trajectories: m components, H steps (1 for REINFORCE). Adding two joins their trajectories.
 
     Attributes:
+        center: (H,), float64, c_t, which every q_t and hence A is less of.
         gram: (m, H + 2, H + 2), float64, products of (C_1, ..., C_H, A, 1) with each other.
-        weighted_rewards: (m, H), float64, C_t^2 q_t.
-        returns: of the discounted returns.
+        weighted_rewards: (m, H), float64, C_t^2 (q_t - c_t).
+        returns: of the discounted returns less the sum of the center.
         squared_returns: of their squares.
         num_trajectories: N.
-        max_abs_reward: the largest |reward|, not discounted.
+        min_reward: the smallest reward, not discounted.
+        max_reward: the largest.
         max_feature: the largest |phi_i(s)|.
+        max_feature_norm: the largest 2-norm of phi(s).
         num_ended_early: how many ended before the horizon.
+        rounding: relative, of the numbers that were multiplied.
     """
 
+    center: Tensor
     gram: Tensor
     weighted_rewards: Tensor
     returns: float
     squared_returns: float
     num_trajectories: int
-    max_abs_reward: float
+    min_reward: float
+    max_reward: float
     max_feature: float
+    max_feature_norm: float
     num_ended_early: int
+    rounding: float
 
     def __add__(self, other: TrajectorySums) -> TrajectorySums:
-        """Return the sums over the trajectories of both."""
-        pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        return TrajectorySums(
-            **{name: max(pair) if name in MAXIMA else pair[0] + pair[1] for name, pair in pairs.items()}
+        """Return the sums over the trajectories of both, at the center of the first."""
+        moved = other.at_center(self.center)
+        joined = {field.name: getattr(self, field.name) + getattr(moved, field.name) for field in fields(self)}
+        joined |= {name: max(getattr(self, name), getattr(other, name)) for name in MAXIMA}
+        joined |= {"min_reward": min(self.min_reward, other.min_reward), "center": self.center}
+        return TrajectorySums(**joined)
+
+    def at_center(self, center: Tensor) -> TrajectorySums:
+        """Return the sums as they would be with another center, (H,)."""
+        shift = self.center - center
+        change = torch.eye(self.gram.shape[1], dtype=torch.float64)
+        change[-2, :-2] = shift
+        total = float(shift.sum())
+        return replace(
+            self,
+            center=center,
+            gram=change @ self.gram @ change.T,
+            weighted_rewards=self.weighted_rewards + shift * self._squared_scores(),
+            returns=self.returns + self.num_trajectories * total,
+            squared_returns=self.squared_returns + 2 * total * self.returns + self.num_trajectories * total**2,
         )
 
     def baselines(self) -> Tensor:
-        """Return (m, H) baselines; a component whose score is always zero at a step has the baseline 0 there."""
-        squared_scores = self.gram.diagonal(dim1=1, dim2=2)[:, :-2]
-        return self.weighted_rewards / torch.where(squared_scores == 0, 1.0, squared_scores)
+        """Return (m, H) baselines; a component whose score is always zero at a step has that of no reward there."""
+        return self.center + self._centered_baselines()
 
-    def sample_weights(self) -> Tensor:
-        """Return (m, H + 1), what (C_1, ..., C_H, A) are multiplied with to give a trajectory's sample."""
-        return torch.cat([-self.baselines(), torch.ones(len(self.gram), 1, dtype=torch.float64)], dim=1)
+    def sample_weights(self, center: Tensor, *, has_baseline: bool = True) -> Tensor:
+        """Return (m, H + 1), what (C_1, ..., C_H, A) at a center, (H,), are multiplied with to give a sample."""
+        baselines = (
+            self._centered_baselines() + self.center if has_baseline else torch.zeros_like(self.weighted_rewards)
+        )
+        return torch.cat([center - baselines, torch.ones(len(self.gram), 1, dtype=torch.float64)], dim=1)
 
-    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
-        """Return (m,) mean and (m,) sample variance, divided by N - 1, of the trajectories' gradient samples."""
-        weights = self.sample_weights()
+    def mean_and_variance(self, *, has_baseline: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (m,) mean and (m,) sample variance, divided by N - 1, of the trajectories' gradient samples.
+
+        The variance is no smaller than what rounding may have left of it.
+        """
+        weights = self.sample_weights(self.center, has_baseline=has_baseline)
         sums = torch.einsum("mi,mi->m", weights, self.gram[:, :-1, -1])
         squares = torch.einsum("mi,mij,mj->m", weights, self.gram[:, :-1, :-1], weights)
         mean = sums / self.num_trajectories
-        return mean, ((squares - sums * mean) / (self.num_trajectories - 1)).clamp_min(0)
+        least = self.rounding * self.gram[:, -2, -2] / self.num_trajectories
+        return mean, torch.maximum((squares - sums * mean) / (self.num_trajectories - 1), least)
+
+    def _squared_scores(self) -> Tensor:
+        return self.gram.diagonal(dim1=1, dim2=2)[:, :-2]
+
+    def _centered_baselines(self) -> Tensor:
+        squared_scores = self._squared_scores()
+        return self.weighted_rewards / torch.where(squared_scores == 0, 1.0, squared_scores)
 
 
 def sum_trajectories(
@@ -89,8 +130,8 @@ def sum_trajectories(
         buffers: where the large arrays are put. Default: new ones.
 
     Returns:
-        The sums, and (H + 1, m, N) of C_1, ..., C_H and A of every trajectory, which the next call with the same
-        buffers overwrites.
+        The sums, and (H + 1, m, N) of C_1, ..., C_H and A, at the center of the sums, of every trajectory, which the
+        next call with the same buffers overwrites.
 
     Raises:
         InputError: rewards or scores that are not finite.
@@ -99,24 +140,32 @@ def sum_trajectories(
     buffers = buffers or Buffers(scores.dtype, scores.device)
     discounts = discount ** torch.arange(len(rewards), dtype=torch.float64)
     low, high = rewards.aminmax()
-    returns = discounts.to(rewards) @ rewards
+    means = rewards[:, :NUM_CENTERED].mean(1)
+    centered = torch.sub(rewards, means[:, None], out=buffers.take("centered", *rewards.shape))
+    center = discounts * means.double().cpu()
+    returns = discounts.to(rewards) @ centered
     if estimator == "reinforce":
+        center = center.sum(0, keepdim=True)
         rows, weighted = _fill_rows(scores.sum(0, keepdim=True), returns[None], torch.ones(1), buffers)
     else:
-        rows, weighted = _fill_rows(scores, rewards, discounts, buffers)
+        rows, weighted = _fill_rows(scores, centered, discounts, buffers)
     num_used = weighted.shape[1] + 2
     gram = _gram(rows)[:, :num_used, :num_used].double().cpu()
     if not math.isfinite(float(gram.sum())):
         raise InputError(_not_finite(rewards))
     sums = TrajectorySums(
+        center=center,
         gram=gram,
         weighted_rewards=weighted.cpu(),
         returns=float(returns.sum(dtype=torch.float64)),
         squared_returns=float(returns.double().square().sum()),
         num_trajectories=trajectories.num_trajectories,
-        max_abs_reward=max(-float(low), float(high)),
+        min_reward=float(low),
+        max_reward=float(high),
         max_feature=trajectories.max_feature,
+        max_feature_norm=trajectories.max_feature_norm,
         num_ended_early=trajectories.num_ended_early,
+        rounding=torch.finfo(scores.dtype).eps,
     )
     return sums, rows[: num_used - 1]
 

@@ -1,0 +1,68 @@
+"""Is there an exact performance of a policy on an environment, and of which process?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from anybatch.errors import InputError
+from anybatch.rl.native_env import NativeVectorEnv
+from anybatch.rl.policy import Policy
+
+Performance = Callable[[Any], float]
+
+
+class KnownPerformance:
+    """The performance of policies, computed once for as long as the parameters stay.
+
+    Args:
+        function: from a policy to its performance.
+        process: what it is the performance of: one sentence.
+    """
+
+    def __init__(self, function: Performance, process: str) -> None:
+        self.process = process
+        self._function = function
+        self._last: tuple[Tensor, float] | None = None
+
+    def __call__(self, policy: Policy) -> float:
+        """Return the performance of a policy."""
+        if self._last is None or not self._last[0].equal(policy.parameters):
+            self._last = policy.parameters, self._function(policy)
+        return self._last[1]
+
+
+def find_performance(
+    env: Any, policy: Policy, given: Performance | None, *, is_published: bool
+) -> KnownPerformance | None:
+    """Return what deployed policies are judged by.
+
+    Args:
+        env: a native environment may know its exact performance, and the published closed form.
+        policy: of which the environment must know it.
+        given: by the user; goes before the environment's.
+        is_published: take the published closed form, and not that of the process which is measured.
+
+    Returns:
+        The performance; None where there is none.
+    """
+    if given is not None:
+        return KnownPerformance(given, "performance is that of the function that was given")
+    name = "performance" if is_published else "exact_performance"
+    function = getattr(env, name, None) if isinstance(env, NativeVectorEnv) else None
+    if function is None:
+        return None
+    process = (
+        "performance is the published closed form, of a process without clipping and without horizon; "
+        "measured_performance is of the process with both"
+        if is_published
+        else "performance is the exact one of the process that is measured, clipping and horizon included"
+    )
+    found = KnownPerformance(function, process)
+    try:
+        found(policy)
+    except InputError:  # it is known of other policies
+        return None
+    return found
