@@ -1,0 +1,143 @@
+"""What does Kalman normalization cost, as a multiple of batch norm in the same network?
+
+A training step (forward and backward, fixed random upstream gradient) and an evaluation of torchvision's ResNet-18 with
+the stem of CIFAR, one thread. Batch norm and each way are timed in turn, by processor time and in random order, so that
+other work on the machine meets both alike; a figure is the best of three medians. Peak memory of a training step is
+beside it: what the step holds at most, as the allocator of the CPU reports it to the profiler.
+
+    OMP_NUM_THREADS=1 python benchmarks/kalman_norm.py --json benchmarks/results/kalman_norm.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from anybatch.nn import KalmanNorm2d, wire_kalman
+
+WAYS: dict[str, dict[str, Any] | None] = {
+    "batch": None,
+    "kalman": {},
+    "kalman, normalized": {"state_space": "normalized"},
+    "kalman, no prior": {"gain": "fixed", "prior_weight": 0.0},
+}
+NUM_MEDIANS = 3
+
+
+def main() -> None:
+    """Time every way and print seconds and ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="a tiny batch, one round, to see that it runs")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs per median")
+    parser.add_argument("--json", type=Path, help="write the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    num_rounds, batch_size = (1, 4) if arguments.smoke else (arguments.rounds, 32)
+    figures = measure(batch_size, num_rounds)
+    for name, figure in figures.items():
+        ratios = {kind: figure[kind] / figures["batch"][kind] for kind in figure}
+        print(name, ", ".join(f"{kind} {figure[kind]:.3g} ({ratio:.3f})" for kind, ratio in ratios.items()))
+    if arguments.json:
+        about = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(), "threads": 1}
+        report = {"environment": about, "batch_size": batch_size, "micro_batch_size": 2, "results": figures}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(batch_size: int, num_rounds: int) -> dict[str, dict[str, float]]:
+    """Return seconds of a training step and of an evaluation, and mebibytes at the peak of a step."""
+    torch.manual_seed(0)
+    images, grad = torch.randn(batch_size, 3, 32, 32), torch.randn(batch_size, 10)
+    networks = {name: network(options, images) for name, options in WAYS.items()}
+    steps = {name: _training_step(model, images, grad) for name, model in networks.items()}
+    peaks = {name: peak_mebibytes(step) for name, step in steps.items()}
+    in_training = seconds_of(steps, num_rounds)
+    for model in networks.values():
+        model.eval()
+    in_evaluation = seconds_of({name: _evaluation(model, images) for name, model in networks.items()}, num_rounds)
+    return {
+        name: {"training_s": in_training[name], "evaluation_s": in_evaluation[name], "peak_mib": peaks[name]}
+        for name in WAYS
+    }
+
+
+def network(options: dict[str, Any] | None, images: Tensor) -> nn.Module:
+    """Return a ResNet-18 for small images with the norms of a way, always from the same weights."""
+    torch.manual_seed(1)
+    model = torchvision.models.resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.add_module("maxpool", nn.Identity())
+    if options is not None:
+        _replace_norms(model, options)
+        wire_kalman(model, images)
+    return model
+
+
+def _replace_norms(module: nn.Module, options: dict[str, Any]) -> None:
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, KalmanNorm2d(child.num_features, micro_batch_size=2, **options))
+        else:
+            _replace_norms(child, options)
+
+
+def _training_step(model: nn.Module, images: Tensor, grad: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        model.zero_grad()
+        model(images).backward(grad)
+
+    return step
+
+
+def _evaluation(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    def evaluate() -> None:
+        with torch.no_grad():
+            model(images)
+
+    return evaluate
+
+
+def seconds_of(calls: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, float]:
+    """Return the best of three medians of each call, all of them timed in every round."""
+    medians: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(NUM_MEDIANS):
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(num_rounds):
+            for name in random.sample(list(calls), len(calls)):
+                started = time.process_time()
+                calls[name]()
+                seconds[name].append(time.process_time() - started)
+        for name, each in seconds.items():
+            medians[name].append(median(each))
+    return {name: min(each) for name, each in medians.items()}
+
+
+def peak_mebibytes(step: Callable[[], None]) -> float:
+    """Return how much memory a step allocates at most, above what was there before, in MiB."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None
+    events: Any = profile.profiler.kineto_results
+    held = most = 0
+    for event in events.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
+
+
+if __name__ == "__main__":
+    main()
