@@ -523,6 +523,12 @@ def test_the_state_of_another_grouping_is_refused(other):
         agvm.load_state_dict(foreign.state_dict())
 
 
+def test_the_state_of_another_version_is_refused():
+    _, _, agvm = start()
+    with pytest.raises(ValueError, match="state of AGVM must have version 1; got 0"):
+        agvm.load_state_dict({**agvm.state_dict(), "version": 0})
+
+
 # ------------------------------------------------------------------------------------------- bad input and warnings
 
 

@@ -216,6 +216,12 @@ def test_a_state_of_other_modules_is_refused():
         other.load_state_dict(monitor.state_dict())
 
 
+def test_the_state_of_another_version_is_refused():
+    monitor = NoiseMonitor(torch.nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="state of the monitor must have version 1; got None"):
+        monitor.load_state_dict({})
+
+
 def test_an_optimizer_that_keeps_no_second_moments_is_told_and_not_waited_for():
     model = BodyAndHead()
     optimizer = torch.optim.Adamax(model.parameters())

@@ -113,7 +113,7 @@ def test_published_rules_step_with_less_and_count_as_unsafe(rule):
     assert published.failure_probability == 1
     run = agent(-0.5, rule=rule).run(500)
     assert "the published rule has a batch that is too small" in run.notes[0]
-    assert "steps were taken without a guarantee, the first at update 1" in run.notes[1]
+    assert "step(s) without a guarantee, the first at update 1" in run.notes[1]
 
 
 def test_a_softmax_policy_gets_better_and_every_bound_can_be_had():

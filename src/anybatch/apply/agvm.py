@@ -20,6 +20,7 @@ from anybatch.stats.half_batches import HalfBatches
 from anybatch.stats.moments import GradientMoments
 
 SAME_DATA = 1e-4  # noise fraction of every module below which halves are taken to hold the same samples; our choice
+STATE_VERSION = 1
 
 
 class AGVM:
@@ -167,7 +168,7 @@ class AGVM:
     def state_dict(self) -> dict[str, Any]:
         """Return the state, of plain values."""
         return {
-            "version": 1,
+            "version": STATE_VERSION,
             "anchor": self._anchor,
             "step": self._step,
             "scales": dict(self.scales),
@@ -181,8 +182,10 @@ class AGVM:
             state: of the same modules and anchor.
 
         Raises:
-            InputError: it has others.
+            InputError: it has others, or is of another version.
         """
+        if state.get("version") != STATE_VERSION:
+            raise InputError(f"state of AGVM must have version {STATE_VERSION}; got {state.get('version')}.")
         if state["scales"].keys() != self.scales.keys() or state["anchor"] != self._anchor:
             raise InputError(
                 f"state of AGVM must have the modules {', '.join(self.scales)} with anchor {self._anchor!r}; got "

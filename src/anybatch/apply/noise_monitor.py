@@ -22,6 +22,7 @@ from anybatch.stats.moments import Geometry
 Source = Literal["auto", "micro_batches", "ranks", "per_sample"]
 SOURCES = {"micro_batches": MicroBatches, "ranks": Ranks, "per_sample": PerSample}
 FIELDS = ("sizes", "weights", "mean_of_sq_norms", "sq_norm_of_mean", "num_non_finite")
+STATE_VERSION = 1
 
 
 class NoiseMonitor:
@@ -201,7 +202,7 @@ class NoiseMonitor:
         if self._num_parts:
             raise RuntimeError("state_dict() must be called between steps; a step is open. Call finish() first.")
         return {
-            "version": 1,
+            "version": STATE_VERSION,
             "num_steps": self._num_steps,
             "num_parts_before": self._num_parts_before,
             "num_measurements": self.num_measurements,
@@ -217,8 +218,10 @@ class NoiseMonitor:
             state: of a monitor of the same model, modules and geometry.
 
         Raises:
-            InputError: it has another geometry or other modules.
+            InputError: it has another geometry or other modules, or is of another version.
         """
+        if state.get("version") != STATE_VERSION:
+            raise InputError(f"state of the monitor must have version {STATE_VERSION}; got {state.get('version')}.")
         if state["geometry"] != self._geometry:
             raise InputError(
                 f"state of the monitor must be of geometry {self._geometry!r}; got {state['geometry']!r}. "

@@ -41,7 +41,7 @@ def compare(
     ] = "1",
     epochs: Annotated[
         float | None,
-        typer.Option(help="At the base batch size; the schedule moves in proportion. [default: the workload's own]"),
+        typer.Option(help="At the base batch size; the schedule moves in proportion. \\[default: the workload's own]"),
     ] = None,
     runs: Annotated[
         Path, typer.Option(help="Folder of all runs: finished ones are not run again, killed ones go on.")
@@ -53,8 +53,8 @@ def compare(
     ] = None,
     evaluations: Annotated[int, typer.Option(help="Per run, equally spaced.")] = 20,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for workloads that take one.")] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it. [default: CUDA if there, else cpu]")] = None,
-    autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. [default: full]")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it. \\[default: CUDA if there, else cpu]")] = None,
+    autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. \\[default: full]")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Workers of the data loader.")] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write metrics for TensorBoard too.")] = False,
     finished_only: Annotated[

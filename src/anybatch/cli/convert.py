@@ -30,7 +30,7 @@ def convert(
     ],
     to: Annotated[Kind, typer.Option(help="What batch norm becomes.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to convert. [default: fresh ones]")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to convert. \\[default: fresh ones]")] = None,
     save: Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")] = None,
     option: Annotated[
         list[str] | None, typer.Option(help="Of the kind, as name=value, such as micro_batch_size=2; may be repeated.")

@@ -48,7 +48,7 @@ def probe(
     ] = "training_set",
     memory: Annotated[
         str | None,
-        typer.Option(help="What training may use on a device, such as 8GB. [default: 80% of what is free]"),
+        typer.Option(help="What training may use on a device, such as 8GB. \\[default: 80% of what is free]"),
     ] = None,
     budget: Annotated[float, typer.Option(help="Seconds for all measurements together, about.")] = 60.0,
     checkpoint: Annotated[
@@ -56,8 +56,8 @@ def probe(
         typer.Option(help="Measure the noise scale at these weights instead of along short runs."),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for workloads that take one.")] = None,
-    device: Annotated[str | None, typer.Option(help="As torch names it. [default: CUDA if there, else cpu]")] = None,
-    autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. [default: full]")] = None,
+    device: Annotated[str | None, typer.Option(help="As torch names it. \\[default: CUDA if there, else cpu]")] = None,
+    autocast: Annotated[Autocast | None, typer.Option(help="Precision of forward passes. \\[default: full]")] = None,
     num_workers: Annotated[int, typer.Option(min=0, help="Workers of the data loader.")] = 0,
     seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
     verify: Annotated[
@@ -69,7 +69,7 @@ def probe(
     ] = DEFAULT_BUDGET,
     verify_target: Annotated[
         float | None,
-        typer.Option(help="Train to this loss on training samples. [default: set from a small-batch run]"),
+        typer.Option(help="Train to this loss on training samples. \\[default: set from a small-batch run]"),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of the runs of --verify: finished ones are not run again.")] = Path(
         "runs"

@@ -151,7 +151,7 @@ class Deployment:
             found.append(f"the guarantee is heuristic: {', '.join(why)}")
         unsafe = [update.iteration for update in self.iterations if update.step_size and not update.is_safe]
         if unsafe:
-            found.append(f"{len(unsafe)} steps were taken without a guarantee, the first at update {unsafe[0]}")
+            found.append(f"{len(unsafe)} step(s) without a guarantee, the first at update {unsafe[0]}")
         if self.num_ended_early:
             found.append(
                 f"{self.num_ended_early} trajectories ended before the horizon and were padded with rewards of 0"
