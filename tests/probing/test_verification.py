@@ -6,7 +6,7 @@ from probing.made_up import law_of
 from anybatch.probing.sweep import MeasuredSize, SizePlan
 from anybatch.probing.target import LossTarget
 from anybatch.probing.target_runs import Limits, RunRecord
-from anybatch.probing.verification import join_measured, measured_point
+from anybatch.probing.verification import REACH, join_measured, measured_point, points_to_fit
 
 TARGET = LossTarget(0.1, 2.3, 3000.0, "made up")
 
@@ -71,6 +71,25 @@ def test_a_factor_two_decides(predicted, verdict):
     assert found.ratio == pytest.approx(predicted / 30, rel=0.05)
     assert ("within" if verdict == "confirmed" else "beyond") + " a factor 2" in found.reason
     assert f"over the probe's whole runs it is {2 * predicted:.3g}" in found.reason
+
+
+def test_a_size_far_beyond_the_recommended_is_timed_but_not_fitted():
+    sizes = {**{size: measured(size) for size in (8, 32, 128)}, 4096: measured(4096, critical=3.0)}
+    plans = {size: plan_of(size) for size in sizes}
+    found = join_measured(
+        TARGET, sizes, {}, plans, law_of(30.0), whole_critical_batch_size=30.0, recommended=32, largest=4096,
+        budget=60.0, spent=20.0,
+    )  # fmt: skip
+    assert found.law.critical_batch_size == pytest.approx(30.0, rel=0.05)
+    assert found.points[-1].batch_size == 4096
+    assert found.time_of_largest is not None
+    assert found.time_of_largest.value > 100
+
+
+def test_two_sizes_are_fitted_however_far_apart():
+    near, far = measured_point(measured(32)), measured_point(measured(32 * int(REACH) + 1))
+    assert list(points_to_fit([near, far], 32)) == [near, far]
+    assert list(points_to_fit([near, measured_point(measured(64)), far], 32))[-1] is not far
 
 
 def test_a_wrong_prediction_is_off_at_both_ends():

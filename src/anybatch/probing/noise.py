@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from anybatch.decide.noise_scale import NoiseScale, Target, average_noise_scale, pool_runs
 from anybatch.probing.noise_meter import STEPS_PER_ROUND, MicroBatchSizes, NoiseMeter, StoppingRule
 from anybatch.seeds import derive_seed
+from anybatch.stats.moments import Geometry
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training, train
 from anybatch.train.plan import Plan
@@ -21,7 +22,7 @@ from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
-POINTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
+POINTS = (0.0, 1 / 64, 1 / 32, 3 / 64, 1 / 16, 3 / 32, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 STRIDES = (1, 2, 4)  # every so many points where the budget holds no more
 STEP_SIZES = (16, 128)  # the least that a point is planned with, and the most that it starts with
 DEFAULT_RUN_BATCH_SIZE = 32
@@ -99,11 +100,13 @@ def measure_noise_along_runs(
     samples_per_second: float,
     budget: float = 30.0,
     target: Target = "training_set",
+    geometry: Geometry = "sgd",
+    fractions: Sequence[float] = POINTS,
     num_workers: int = 0,
     seed: int = 0,
     progress: Progress,
 ) -> NoiseCurve:
-    """Train with a small batch and measure the noise scale at up to nine points on the way.
+    """Train with a small batch and measure the noise scale at some points on the way.
 
     A run goes through the workload's epochs where half the budget allows it; points are denser at its start, where
     the noise scale moves fastest. At each point the weights rest while as many samples are drawn as the interval
@@ -117,6 +120,8 @@ def measure_noise_along_runs(
         samples_per_second: that a run may expect at its batch size.
         budget: seconds for runs and measurements.
         target: see `estimate_noise_scale`.
+        geometry: "sgd", or "adam" for an optimizer of its kind, whose first point follows its first step.
+        fractions: of a run, ascending to 1, that are measured at; where the budget holds fewer, every second or fourth.
         num_workers: of the data loader.
         seed: of weights and samples.
         progress: told at each point.
@@ -125,12 +130,13 @@ def measure_noise_along_runs(
         The points and their harmonic mean.
 
     Raises:
+        InputError: geometry "adam" with another optimizer.
         RunError: the loss or the gradients are not finite.
     """
     batch_size = run_batch_size(workload, runtime, micro_batch_sizes.smallest)
     num_samples, share = _run_length(workload, batch_size, samples_per_second * budget / 2)
     num_runs = _num_runs(num_samples / samples_per_second, share, budget)
-    fractions, step_size = _measuring_plan(samples_per_second * budget / 2 / num_runs)
+    fractions, step_size = _measuring_plan(fractions, samples_per_second * budget / 2 / num_runs)
     plan = _RunPlan(
         batch_size=batch_size,
         num_samples=num_samples,
@@ -140,6 +146,7 @@ def measure_noise_along_runs(
         samples_per_second=samples_per_second,
         budget=budget / num_runs,
         target=target,
+        geometry=geometry,
         num_workers=num_workers,
     )
     runs: list[list[NoisePoint]] = []
@@ -262,12 +269,13 @@ def average(points: Sequence[NoisePoint], batch_size: int, until: float = -math.
 class _RunPlan:
     batch_size: int
     num_samples: int
-    fractions: tuple[float, ...]
+    fractions: Sequence[float]
     step_size: int
     micro_batch_sizes: MicroBatchSizes
     samples_per_second: float
     budget: float
     target: Target
+    geometry: Geometry
     num_workers: int
 
 
@@ -278,7 +286,16 @@ def _run(
     training = start_training(workload, runtime, seed=seed, plan=Plan(lr_scale=lr_scale))
     part_size = _part_size(training.model, plan.batch_size, runtime, plan.micro_batch_sizes)
     meter = NoiseMeter(
-        workload, runtime, training.model, plan.micro_batch_sizes, plan.step_size, plan.target, seed, part_size
+        workload,
+        runtime,
+        training.model,
+        plan.micro_batch_sizes,
+        plan.step_size,
+        plan.target,
+        seed,
+        part_size,
+        plan.geometry,
+        training.optimizer,
     )
     steps = train(
         workload,
@@ -291,6 +308,8 @@ def _run(
     )
     started = time.monotonic()
     points: list[NoisePoint] = []
+    if plan.geometry == "adam":
+        next(steps)  # before it there are no second moments
     for index, fraction in enumerate(plan.fractions):
         while training.num_samples < fraction * plan.num_samples:
             next(steps)
@@ -325,13 +344,13 @@ def _part_size(model: nn.Module, batch_size: int, runtime: Runtime, sizes: Micro
     return max(sizes.smallest, min(batch_size // runtime.world_size, sizes.largest))
 
 
-def _measuring_plan(affordable: float) -> tuple[tuple[float, ...], int]:
+def _measuring_plan(fractions: Sequence[float], affordable: float) -> tuple[Sequence[float], int]:
     """Return the points and the first step size that a number of samples to measure with allows."""
     for stride in STRIDES:
-        points = POINTS[::stride]
+        points = fractions[::-stride][::-1]
         if affordable >= len(points) * STEPS_PER_ROUND * STEP_SIZES[0]:
             return points, _step_size(affordable / len(points) / STEPS_PER_ROUND)
-    return POINTS[-1:], _step_size(affordable / STEPS_PER_ROUND)
+    return fractions[-1:], _step_size(affordable / STEPS_PER_ROUND)
 
 
 def _step_size(affordable: float) -> int:

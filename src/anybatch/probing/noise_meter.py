@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
+from torch.optim import Optimizer
 
 from anybatch.decide.noise_scale import NoiseScale, Target, estimate_noise_scale
 from anybatch.errors import InputError, RunError
 from anybatch.stats import GradientMoments, MicroBatches, Ranks
+from anybatch.stats.moments import Geometry
 from anybatch.stats.sub_batches import SubBatchSource
 from anybatch.train.data import SampleDraws, near_equal_parts
 from anybatch.train.loop import accumulate
@@ -59,6 +61,8 @@ class NoiseMeter:
         target: Target,
         seed: int,
         part_size: int | None = None,
+        geometry: Geometry = "sgd",
+        optimizer: Optimizer | None = None,
     ) -> None:
         self._workload = workload
         self._runtime = runtime
@@ -67,7 +71,8 @@ class NoiseMeter:
         self._target: Target = target
         self._draws = SampleDraws(workload, runtime, seed, "noise")
         source = MicroBatches if runtime.world_size == 1 else Ranks
-        self._source: SubBatchSource = source(model, workload.module_prefixes)  # pyright: ignore[reportArgumentType]
+        prefixes = workload.module_prefixes
+        self._source: SubBatchSource = source(model, prefixes, geometry=geometry, optimizer=optimizer)  # pyright: ignore[reportArgumentType]
         self._step_size = max(step_size, max(2, runtime.world_size) * (part_size or micro_batch_sizes.smallest))
         self._part_size = part_size
         self.size_per_sample = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, get_args
 
 import torch
@@ -253,11 +254,13 @@ class _Probe:
         return self.runtime.broadcast(found)
 
     def _samples_per_second(self) -> float:
+        """Return what a run may expect while the machine is as busy as it was: budgets are of the wall clock."""
         batch_size = run_batch_size(self.workload, self.runtime, self.min_micro_batch_size)
         assert self.result.memory is not None
         assert self.result.throughput is not None
         times = StepTimes(self.result.throughput, self.result.memory.max_micro_batch_size)
-        return batch_size / times.plan(-(-batch_size // self.runtime.world_size)).seconds
+        busy = median(one.samples_per_second_low / one.samples_per_second for one in self.result.throughput.points)
+        return busy * batch_size / times.plan(-(-batch_size // self.runtime.world_size)).seconds
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

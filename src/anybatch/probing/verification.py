@@ -16,6 +16,7 @@ from anybatch.probing.target import LossTarget
 
 Verdict = Literal["confirmed", "refuted", "undetermined"]
 FACTOR = 2.0  # between predicted and measured B_crit that counts as confirmed
+REACH = 8.0  # times the recommended size: sizes beyond are timed, but the law is not fitted to them
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Verification:
         points: measured, ascending in batch size.
         predicted: at all sizes that the probe predicted, ascending.
         skipped: sizes that were meant to be measured.
-        law: samples(B) = E (1 + B / B_crit), fitted to the measured points.
+        law: samples(B) = E (1 + B / B_crit), fitted to the points up to `REACH` times the recommended size: beyond, the
+            best rate no longer grows with the batch, and one point would outweigh the others.
         predicted_critical_batch_size: B_crit on the way to the target, as the probe has it.
         whole_critical_batch_size: B_crit over the probe's whole runs, which the recommendation is made from.
         ratio: predicted over measured B_crit; None where the points do not determine it.
@@ -155,11 +157,12 @@ def join_measured(
         The verification.
     """
     points = tuple(measured_point(sizes[size]) for size in sorted(sizes))
+    fitted = points_to_fit(points, recommended)
     fit = fit_samples_law(
-        [point.batch_size for point in points],
-        [[record.samples for record in sizes[point.batch_size].runs.values()] for point in points],
+        [point.batch_size for point in fitted],
+        [[record.samples for record in sizes[point.batch_size].runs.values()] for point in fitted],
     )
-    predicted = predict_points(law, plans, points)
+    predicted = predict_points(law, plans, fitted)
     by_size = {point.batch_size: point for point in points}
     fastest = min(points, key=lambda point: point.seconds)
     mine = by_size[recommended]
@@ -187,6 +190,12 @@ def join_measured(
         budget=budget,
         spent=spent,
     )
+
+
+def points_to_fit(points: Sequence[MeasuredPoint], recommended: int) -> Sequence[MeasuredPoint]:
+    """Leave out what lies far beyond the recommended size, as long as two points remain."""
+    near = [point for point in points if point.batch_size <= REACH * recommended]
+    return near if len(near) > 1 else points
 
 
 def judge(ratio: float | None, fit: SamplesLaw) -> Verdict:
