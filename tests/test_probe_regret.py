@@ -1,0 +1,139 @@
+"""The study of the probe's advice: averages of made-up runs, other tools' rules, and verdicts from made-up sweeps."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import pytest
+from probing.made_up import noise_of
+
+from anybatch.probing.noise import NoisePoint, average
+
+STUDY = Path(__file__).parent.parent / "studies" / "anybatch_2026_probe_regret"
+
+
+@pytest.fixture(scope="module")
+def study():
+    """The modules of the study by name, out of the way of other studies' modules."""
+    pytest.importorskip("matplotlib")
+    names, kept, path = ("averages", "finders", "measuring", "showing", "run"), dict(sys.modules), list(sys.path)
+    sys.path[:0] = [str(STUDY), str(STUDY.parent)]
+    for name in names:
+        sys.modules.pop(name, None)
+    yield {name: importlib.import_module(name) for name in names}
+    sys.path[:] = path
+    for name in names:
+        sys.modules.pop(name)
+        if name in kept:
+            sys.modules[name] = kept[name]
+
+
+def points_of(*scales):
+    """A run whose loss falls from 8 on by half from point to point, 100 samples apart."""
+    return [NoisePoint(100 * index, 8.0 / 2**index, noise_of(scale)) for index, scale in enumerate(scales)]
+
+
+@pytest.mark.parametrize("until", [-math.inf, 3.0, 2.0, 1.3])
+def test_the_harmonic_average_is_the_probe_s(study, until):
+    points = points_of(10.0, 5.0, 40.0, 80.0)
+    way = study["averages"].way_to(points, 8, until)
+    assert study["averages"].harmonic(way) == pytest.approx(average(points, 8, until=until).value)
+
+
+def test_a_constant_noise_scale_is_every_average(study):
+    found = study["averages"].averages([points_of(30.0, 30.0, 30.0), points_of(30.0, 30.0)], 4, 3.0)
+    assert list(found) == study["averages"].NAMES
+    assert all(value == pytest.approx(30.0) for value in found.values())
+
+
+def test_first_and_last_are_the_ends_of_the_way(study):
+    found = study["averages"].averages([points_of(10.0, 20.0, 40.0, 80.0)], 4, 2.0)
+    assert found["first"] == pytest.approx(10)
+    assert found["last"] == pytest.approx(40)
+    assert found["last, whole run"] == pytest.approx(80)
+    assert found["harmonic"] < found["arithmetic"] < found["arithmetic, whole run"]
+
+
+def test_a_run_that_starts_below_the_loss_is_its_first_point(study):
+    found = study["averages"].averages([points_of(10.0, 20.0, 40.0)], 4, 9.0)
+    assert [found[name] for name in study["averages"].AVERAGES] == pytest.approx([10.0] * 5)
+
+
+def test_equal_falls_of_the_log_loss_weigh_alike(study):
+    way = study["averages"].way_to(points_of(10.0, 10.0, 40.0), 1e6, 2.0)  # where samples of a small batch would not
+    assert study["averages"].harmonic_over_loss(way) == pytest.approx(2 / (1 / 10 + (1 / 10 + 1 / 40) / 2))
+
+
+@pytest.mark.parametrize(
+    ("largest", "num_samples", "sizes"),
+    [
+        (10**6, 1437, (1437, 128, 1437)),
+        (100, 1437, (64, 64, 100)),
+        (10**6, 60_000, (8192, 128, 60_000)),
+        (2, 9, (2, 2, 2)),
+    ],
+)
+def test_other_tools_follow_memory_alone(study, largest, num_samples, sizes):
+    assert tuple(study["finders"].advised(largest, num_samples).values()) == sizes
+
+
+def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None):
+    times = seconds or {4: 1.5, 8: 1.0, 16: 1.2, 32: 2.0}
+    sizes = [{"batch_size": size, "seconds": each, "seconds_per_sample": 1e-3} for size, each in times.items()]
+    law = {"examples": 1000.0, "critical_batch_size": 20.0, "low": 15.0, "high": 30.0}
+    probes = [{"recommended": size, "critical_batch_size": predicted, "interval": [20.0, None]} for size in recommended]
+    names = ["harmonic", "harmonic over log loss", "arithmetic", "last", "first"]
+    names += [f"{name}, whole run" for name in names if name != "first"]
+    averages = {name: 20.0 * (1 + index) for index, name in enumerate(names)}
+    return {
+        "workload": "made up",
+        "sizes": sizes,
+        "probes": probes,
+        "advised": {"Lightning": 32, "Accelerate": 16, "largest": 320},
+        "num_noise_runs": 3,
+        "by_loss": [{"loss": 0.5, "law": law, "averages": {"sgd": averages}}],
+    }
+
+
+def verdicts(study, **changes):
+    return {claim.id: claim.verdict for claim in study["run"].judge({"made-up": found_of(**changes)})}
+
+
+def test_claims_follow_from_what_was_found(study):
+    assert verdicts(study) == {
+        "regret-made_up": "reproduced",
+        "critical-made_up": "reproduced",
+        "rules-made_up": "reproduced",
+        "average-cut": "reproduced",
+        "average-best": "reproduced",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "id_", "verdict"),
+    [
+        ({"recommended": (8, 16, 32)}, "regret-made_up", "partly"),
+        ({"recommended": (8, 32, 32)}, "regret-made_up", "not"),
+        ({"predicted": 41.0}, "critical-made_up", "not"),
+        ({"predicted": 9.0}, "critical-made_up", "not"),
+        ({"predicted": None}, "critical-made_up", "not"),
+        ({"recommended": (16, 16, 16)}, "rules-made_up", "partly"),
+    ],
+)
+def test_a_bar_that_is_missed_is_said(study, changes, id_, verdict):
+    assert verdicts(study, **changes)[id_] == verdict
+
+
+def test_beyond_the_sweep_time_follows_the_law(study):
+    assert study["run"].time_at(found_of(), 320) == (pytest.approx(1000 * 17 * 1e-3), False)
+    assert study["run"].time_at(found_of(), 16) == (1.2, True)
+
+
+def test_earlier_losses_leave_more_of_the_way(study):
+    measuring = study["measuring"]
+    target = measuring.LossTarget(0.2, 2.2, 1000.0, "made up")
+    losses = [measuring.target_at(target, share) for share in measuring.SHARES_LEFT]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == pytest.approx(0.2)
+    assert measuring.target_at(target, 1.0) == pytest.approx(2.2)
