@@ -1,0 +1,96 @@
+"""What does the package do for whom, and what was measured here? README's first table, from the studies' results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from claims_page import STUDIES, VERDICTS, Finding, ListedClaim, judge
+
+NOT_YET = "not yet reproduced by a study here"
+NOTHING = "no claim of its study failed"
+UNKNOWN = "not known yet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What somebody has, what helps, and the study that tells.
+
+    Attributes:
+        have: the situation.
+        use: the command or the name.
+        study: its folder.
+        claims: of the study, the first one found with figures is shown.
+    """
+
+    have: str
+    use: str
+    study: str
+    claims: Sequence[str]
+
+
+ROWS = (
+    Row("a training whose batch size was a guess", "`anybatch probe W --verify`", "anybatch_2026_probe_regret",
+        ("regret-digits",)),
+    Row("a batch that must be large", "`anybatch compare`, ghost batch norm, regimes", "hoffer_2017_train_longer",
+        ("ra-1024", "ra-4096", "gap-4096")),
+    Row("one or two samples per device", '`nn.convert(model, "kalman")`', "wang_2018_kalman_normalization",
+        ("micro-kn-bn",)),
+    Row("a detector at a huge batch", "`anybatch.AGVM`", "xue_2022_agvm", ()),
+    Row("a policy that must not get worse", "`anybatch.rl.SafePolicyGradient`", "papini_2017_safe_policy_gradients",
+        ()),
+)  # fmt: skip
+
+
+def read_claims(studies: Path = STUDIES) -> dict[str, list[dict[str, Any]]]:
+    """Return each study's claims as its `results.json` has them."""
+    return {path.parent.name: json.loads(path.read_text())["claims"] for path in sorted(studies.glob("*/results.json"))}
+
+
+def story_table(rows: Iterable[Row], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Return the table: what you have, what to use, what was measured, where it fails.
+
+    Args:
+        rows: in order.
+        found: study -> its claims.
+
+    Returns:
+        Markdown.
+    """
+    lines = ["| you have | use | measured here | where it fails |", "|---|---|---|---|"]
+    for row in rows:
+        claims = found.get(row.study, [])
+        cells = (row.have, row.use, measured(row, claims), fails(row, claims))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def measured(row: Row, claims: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of the row's first claim that was run, else of its study's first."""
+    if not claims:
+        return NOT_YET
+    by_id = {claim["id"]: claim for claim in claims}
+    return _figures(row, next((by_id[id_] for id_ in row.claims if id_ in by_id), claims[0]))
+
+
+def fails(row: Row, claims: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of the first claim that did not hold, and how many others did not."""
+    missed = [claim for claim in claims if claim["verdict"] == "not"]
+    if not missed:
+        return NOTHING if claims else UNKNOWN
+    others = f", and {len(missed) - 1} more" if len(missed) > 1 else ""
+    return _figures(row, missed[0]) + others
+
+
+def _figures(row: Row, claim: Mapping[str, Any]) -> str:
+    return f"[{claim['verdict']}](studies/{row.study}/README.md): {claim['statement']}: {claim['ours']}"
+
+
+def claims_count(listed: Sequence[ListedClaim], findings: Mapping[str, Finding]) -> str:
+    """Return how many claims of the papers hold, as part of a sentence."""
+    counts = Counter(judge(claim, findings) for claim in listed)
+    return f"{len(listed)} claims: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
