@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One file per worker and one thread each, so that two cores share the tests and no fixture is built twice.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check gpu-check format docs clean help
@@ -13,13 +15,13 @@ demo: $(STAMP) ## set up, probe the built-in digits, check the advice by trainin
 	  --json demo/probe.json --report demo/probe.html
 
 test: $(STAMP) ## set up and run all tests
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 check: $(STAMP) ## lint, types and tests, as a contributor wants them before a commit
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 gpu-check: $(STAMP) ## run tests and benchmarks on a GPU, write gpu-check.json to attach
 	@$(BIN)/python benchmarks/gpu/check.py --json gpu-check.json
