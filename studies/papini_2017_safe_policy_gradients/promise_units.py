@@ -26,7 +26,7 @@ BOUNDS = {
 DIVISORS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, 10_000.0)  # of the error
 Start = tuple[str, float]
 STARTS: tuple[Start, ...] = (
-    *(("theta", theta) for theta in (0.0, -0.2)),  # where the bounds let move
+    *(("theta", theta) for theta in (0.0, -0.2, -0.4, -0.55)),  # far from the optimum and nearer
     *(("offset", offset) for offset in (-0.25, -0.1, 0.1, 0.25)),  # in about one standard error of the gradient
 )
 NUM_UPDATES = 4  # of a whole run
