@@ -11,7 +11,7 @@ from typing import Any
 from authors import CURVES, FIXED_BATCH, IMPROVEMENT_RATES, RATES_START, STEP_SIZES
 from cart_pole_unit import run_cart_pole
 from lqg_units import measure_moments, run_curve, run_fixed_steps
-from promise_units import BOUNDS, STARTS, count_runs, count_updates
+from promise_units import BOUNDS, NUM_STARTS, count_runs, count_updates
 
 THETAS = (0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.55, -0.58)  # along every curve
 DELTAS = (0.05, 0.25)
@@ -148,14 +148,14 @@ def _moments(scale: Scale) -> Iterator[Unit]:
 
 def _promises(scale: Scale) -> Iterator[Unit]:
     for estimator in BOUNDS:
-        for seed, start in enumerate(STARTS):
+        for place in range(NUM_STARTS):
             settings = {
-                "estimator": estimator, "start": start, "num_each": scale.num_updates, "seed": seed,
+                "estimator": estimator, "place": place, "num_each": scale.num_updates, "seed": 0,
                 "batch_size": scale.update_batch, "deltas": list(DELTAS),
             }  # fmt: skip
             seconds = 2 * scale.num_updates * scale.update_batch * SECONDS_PER_TRAJECTORY
             yield Unit("updates", estimator, settings, 2 + seconds)
     for delta in DELTAS:
         for divisor in (1.0, RUN_CONTROL):
-            settings = {"delta": delta, "divisor": divisor, "num_runs": scale.num_runs, "starts": STARTS, "seed": 0}
+            settings = {"delta": delta, "divisor": divisor, "num_runs": scale.num_runs, "seed": 0}
             yield Unit("runs", f"{delta:g}", settings, 2 + scale.num_runs * 0.04)
