@@ -12,6 +12,7 @@ from anybatch.errors import InputError
 from anybatch.nn.carried_moments import Program
 from anybatch.nn.kalman_correction import Correction
 from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.moment_propagation import CannotPropagate
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.prior_weight import adaptive_prior_weight, moments_of_gain
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits, observe_splits
@@ -168,7 +169,7 @@ class KalmanLayer(nn.Module):
     def _prior(self, input: Tensor, num_splits: int) -> Moments | None:
         options = self.options
         is_weightless = options.gain == "fixed" and options.prior_weight == 0
-        prior = None if self.program is None or is_weightless else self.program.predict(num_splits)
+        prior = None if is_weightless else self._predicted(num_splits)
         if prior is not None and options.detach_prior:
             prior = Moments(prior.mean.detach(), prior.var.detach(), prior.size)
         if prior is not None and options.transition == "learned":
@@ -177,6 +178,15 @@ class KalmanLayer(nn.Module):
         if options.prior is not None:
             prior = options.prior(self, prior, observe_splits(input, num_splits))
         return None if prior is None else _checked(prior, num_splits, input)
+
+    def _predicted(self, num_splits: int) -> Moments | None:
+        """Return the predicted moments; None where a source is in eval mode and a rule needs the size of its map."""
+        if self.program is None:
+            return None
+        try:
+            return self.program.predict(num_splits)
+        except CannotPropagate:
+            return None
 
     def _prior_weight(self, input: Tensor) -> Tensor:
         """Return p, one number."""

@@ -36,7 +36,7 @@ DataRoot = str | Path | None
 
 
 def scenes_faster_rcnn(data_root: DataRoot = None) -> Workload:
-    """Build Faster R-CNN with a pyramid on scenes, SGD tuned at 16.
+    """Build Faster R-CNN with a pyramid on scenes, SGD for batches of 16, whose rate is not tuned.
 
     Args:
         data_root: folder with torchvision's `FashionMNIST/`; it is downloaded there if it is not. Default: `data`.
@@ -52,7 +52,7 @@ def scenes_faster_rcnn(data_root: DataRoot = None) -> Workload:
 
 
 def scenes_mask_rcnn(data_root: DataRoot = None) -> Workload:
-    """Build Mask R-CNN with a pyramid on scenes, SGD tuned at 16.
+    """Build Mask R-CNN with a pyramid on scenes, SGD for batches of 16, whose rate is not tuned.
 
     Args:
         data_root: as for `scenes_faster_rcnn`.
@@ -69,7 +69,7 @@ def scenes_mask_rcnn(data_root: DataRoot = None) -> Workload:
 
 
 def scenes_retinanet(data_root: DataRoot = None) -> Workload:
-    """Build RetinaNet on scenes, SGD tuned at 16.
+    """Build RetinaNet on scenes, SGD for batches of 16, whose rate is not tuned.
 
     Args:
         data_root: as for `scenes_faster_rcnn`.
@@ -85,7 +85,7 @@ def scenes_retinanet(data_root: DataRoot = None) -> Workload:
 
 
 def scenes_semantic_fpn(data_root: DataRoot = None) -> Workload:
-    """Build semantic segmentation with a pyramid on scenes, SGD tuned at 16.
+    """Build semantic segmentation with a pyramid on scenes, SGD for batches of 16, whose rate is not tuned.
 
     Args:
         data_root: as for `scenes_faster_rcnn`.
@@ -101,7 +101,7 @@ def scenes_semantic_fpn(data_root: DataRoot = None) -> Workload:
 
 
 def scenes_panoptic_fpn(data_root: DataRoot = None) -> Workload:
-    """Build panoptic segmentation on scenes: Mask R-CNN and a semantic head on one pyramid, SGD tuned at 16.
+    """Build panoptic segmentation on scenes: Mask R-CNN and a semantic head on one pyramid, SGD not tuned, at 16.
 
     Args:
         data_root: as for `scenes_faster_rcnn`.
