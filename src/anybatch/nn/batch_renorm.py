@@ -149,7 +149,7 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         self.micro_batch_size = micro_batch_size
         self.r_max = r_max
         self.d_max = d_max
-        self.relaxation: Relaxation = tuple(relaxation)
+        self.relaxation: Relaxation = (relaxation[0], relaxation[1], relaxation[2])
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)

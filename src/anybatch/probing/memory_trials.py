@@ -201,7 +201,10 @@ def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: 
     except AnybatchError as error:
         connection.send(error)
     except Exception as error:
-        connection.send(RunError(f"training failed with {type(error).__name__}: {error}"))
+        told = f"training failed with {type(error).__name__}: {error}"
+        if "Autograd-and-Fork" in str(error):  # what PerSample and reentrant checkpointing leave behind
+            told = "memory cannot be tried after one backward() ran inside another. Probe in a fresh process."
+        connection.send(RunError(told))
 
 
 def _peak_bytes() -> int:
