@@ -104,3 +104,7 @@ def failing_on_rank_1():
 
 
 not_a_function = 3
+
+
+def plenty():
+    return good(train_set=vectors(2000))

@@ -9,8 +9,8 @@ import pytest
 from anybatch.cli import launch
 from anybatch.cli.main import app
 
-WORKLOAD = f"{Path(__file__).with_name('my_workloads.py')}:good"
-COMMON = ("probe", WORKLOAD, "--budget", 0.5, "--device", "cpu", "--verify")
+WORKLOAD = f"{Path(__file__).with_name('my_workloads.py')}:plenty"
+COMMON = ("probe", WORKLOAD, "--budget", 2, "--device", "cpu", "--verify")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def test_the_same_command_again_takes_up_the_runs(run, tmp_path):
-    arguments = (*COMMON, "--verify-budget", 4, "--runs", "kept", "--json", "p.json", "--report", "p.html")
+    arguments = (*COMMON, "--verify-budget", 15, "--runs", "kept", "--json", "p.json", "--report", "p.html")
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     first = json.loads((tmp_path / "p.json").read_text())["verification"]

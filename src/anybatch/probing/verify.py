@@ -69,7 +69,7 @@ def verify(
         >>> import anybatch, tempfile
         >>> from anybatch.workloads import load_workload
         >>> digits, runs = load_workload("digits"), tempfile.mkdtemp()
-        >>> result = anybatch.verify(digits, anybatch.probe(digits, budget=4), budget=10, runs=runs)
+        >>> result = anybatch.verify(digits, anybatch.probe(digits, budget=4), budget=40, runs=runs)
         >>> len(result.verification.points) >= 2
         True
     """
