@@ -25,7 +25,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from anybatch.nn import KalmanNorm2d, wire_kalman
+from anybatch.nn import convert
 
 WAYS: dict[str, dict[str, Any] | None] = {
     "batch": None,
@@ -80,17 +80,8 @@ def network(options: dict[str, Any] | None, images: Tensor) -> nn.Module:
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.add_module("maxpool", nn.Identity())
     if options is not None:
-        _replace_norms(model, options)
-        wire_kalman(model, images)
+        convert(model, "kalman", example_inputs=images, micro_batch_size=2, **options)
     return model
-
-
-def _replace_norms(module: nn.Module, options: dict[str, Any]) -> None:
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, KalmanNorm2d(child.num_features, micro_batch_size=2, **options))
-        else:
-            _replace_norms(child, options)
 
 
 def _training_step(model: nn.Module, images: Tensor, grad: Tensor) -> Callable[[], None]:

@@ -233,6 +233,7 @@ def test_complex_and_integer_inputs_are_refused(dtype, mode):
         ({"r_max": 0.5}, "r_max must be at least 1; got 0.5"),
         ({"d_max": -1.0}, "d_max must be at least 0; got -1.0"),
         ({"relaxation": (10, 5, 20)}, r"relaxation must be three numbers of updates.*got \(10, 5, 20\)"),
+        ({"relaxation": 10}, "relaxation must be three numbers of updates.*got 10"),
         ({"relaxation": (10, 20)}, r"relaxation must be three numbers of updates.*got \(10, 20\)"),
         ({"momentum": 1.5}, "momentum must be between 0 and 1, or None; got 1.5"),
     ],
@@ -245,3 +246,9 @@ def test_settings_that_are_none_are_refused(options, told):
 def test_an_input_of_other_dimensions_is_refused_as_by_batch_norm():
     with pytest.raises(ValueError, match="expected 4D input"):
         BatchRenorm2d(3)(torch.zeros(64, 3))
+
+
+@pytest.mark.parametrize("num_channels", [1, 6])
+def test_other_channels_than_the_layers_are_refused_and_not_broadcast(num_channels):
+    with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
+        BatchRenorm2d(3)(torch.zeros(2, num_channels, 4, 4))

@@ -357,6 +357,7 @@ def test_control_priors_are_a_function_of_the_observed_moments():
         ({"state_space": "best"}, "state_space must be one of"),
         ({"gate": "best"}, "gate must be one of"),
         ({"ratio_limit": 0}, "ratio_limit must be positive"),
+        ({"prior": "none"}, "prior must be a function or None; got 'none'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
@@ -366,8 +367,15 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_input_without_a_variance_is_refused(dtype):
-    with pytest.raises(InputError, match="real floating-point type"):
+    with pytest.raises(InputError, match="real floating point dtype"):
         KalmanNorm1d(2)(torch.ones(4, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("layer", [KalmanNorm2d(3), GroupKalmanNorm(3, 3)])
+@pytest.mark.parametrize("num_channels", [1, 6])
+def test_other_channels_than_the_layers_are_refused_and_not_broadcast(layer, num_channels):
+    with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
+        layer(torch.zeros(2, num_channels, 4, 4))
 
 
 def test_a_prior_of_the_wrong_shape_is_refused():

@@ -18,9 +18,11 @@ from anybatch.nn import (
     KalmanNorm2d,
     Moments,
     propagation_rule,
+    through_convolution,
     unwire_kalman,
     wire_kalman,
 )
+from anybatch.nn.activation_moments import through_relu
 
 EXAMPLE = torch.zeros(4, 3, 8, 8)
 
@@ -363,7 +365,40 @@ def test_behind_a_frozen_layer_the_prior_is_that_of_its_running_statistics():
     model[1].eval()
     model(images())
     assert model[4].latest.prior.mean.shape == (2, 6)
-    assert (model[4].latest.prior.mean[0] == model[4].latest.prior.mean[1]).all()
+    running = Moments(model[1].running_mean[None], model[1].running_var[None], (8, 8))
+    wanted = through_convolution(through_relu(running), model[3].weight, model[3].bias, padding=1)
+    for found, expected in zip(model[4].latest.prior[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(found, expected.expand(2, -1))
+
+
+def test_frozen_early_layers_keep_the_priors_of_a_residual_network():
+    torch.manual_seed(0)
+    model = to_kalman(torchvision.models.resnet18(num_classes=10), state_space="normalized")
+    wire_kalman(model, torch.zeros(4, 3, 32, 32))
+    for part in (model.bn1, model.layer1, model.layer2):
+        part.eval()
+    model(torch.randn(4, 3, 64, 64)).sum().backward()
+    of_training = [each for each in model.modules() if isinstance(each, KalmanNorm2d) and each.training]
+    assert len(of_training) == 10
+    assert all(layer.latest.prior is not None for layer in of_training)
+
+
+def test_a_frozen_layer_that_a_pass_leaves_out_foretells_nothing():
+    model = Opaque()
+    wire_kalman(model, sources={"body.4": [["body.1", torch.relu, "body.3"]]})
+    model.body[1].eval()
+    model(images())
+    assert model.body[4].latest.prior is not None
+    model.body[1].forward = lambda x: x
+    model(images())
+    assert model.body[4].latest.prior is None
+
+
+def test_a_prior_that_a_rule_does_not_hold_for_is_refused():
+    model = Opaque()
+    wire_kalman(model, sources={"body.4": [["body.1", torch.flatten]]})
+    with pytest.raises(InputError, match="a rule at every step of its way; got a change of shape"):
+        model(images())
 
 
 # ------------------------------------------------------------------------------------------- shared, named, opaque
@@ -440,8 +475,49 @@ def test_named_sources_may_begin_at_any_module_and_add_up():
 def test_an_opaque_module_inside_is_cut():
     model = nn.Sequential(chain(), nn.Conv2d(6, 3, 1), Opaque())
     wiring = wire_kalman(model, EXAMPLE)
-    assert wiring.fallbacks["2.body.4"] == "its calls are not in the graph"
+    assert wiring.fallbacks["2.body.4"].startswith("inside 2, which torch.fx cannot trace: TraceError: ")
     assert "0.4" in wiring.priors
+
+
+def test_a_layer_that_is_never_called_is_told_from_one_that_cannot_be_traced():
+    model = Residual(state_space="normalized")
+    model.spare = KalmanNorm2d(3, micro_batch_size=2)
+    assert wire_kalman(model, EXAMPLE).fallbacks["spare"] == "its calls are not in the graph"
+
+
+class Counting(nn.Module):
+    def forward(self, x):
+        for _ in range(len(torch.nonzero(x > 1e9))):
+            x = x + 1
+        return x
+
+
+def test_an_opaque_module_whose_shapes_depend_on_values_is_run():
+    model = nn.Sequential(chain(), Counting(), nn.Conv2d(6, 3, 1), KalmanNorm2d(3, micro_batch_size=2))
+    wiring = wire_kalman(model, EXAMPLE)
+    assert wiring.cuts == {"behind 1": "no rule for Counting"}
+    assert "3" in wiring.priors
+
+
+def test_a_sampled_prior_has_the_arguments_of_the_activation():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            options = {"micro_batch_size": 2, "transition": "sampled"}
+            self.first, self.conv = KalmanNorm2d(3, **options), nn.Conv2d(3, 4, 3)
+            self.second = KalmanNorm2d(4, **options)
+
+        def forward(self, x):
+            return self.second(self.conv(nn.functional.leaky_relu(self.first(x), 0.9)))
+
+    model = Leaky()
+    wire_kalman(model, torch.zeros(2, 3, 64, 64))
+    model(torch.randn(2, 3, 64, 64))
+    found, wanted = model.second.latest.prior, model.second.latest.observed  # of independent values, so both agree
+    torch.testing.assert_close(found.var, wanted.var, rtol=0.15, atol=0)
+    copy.deepcopy(model)(torch.randn(2, 3, 64, 64))
+    pickle.dumps(model.second.program)
 
 
 def test_a_user_can_add_a_rule():
@@ -464,11 +540,20 @@ def test_a_user_can_add_a_rule():
         ({"body.4": ["body.1"]}, "must be a list of paths"),
         ({"body.4": [["body.7", "body.3"]]}, "sources must name modules"),
         ({"body.4": [["body.1", torch.sort]]}, "operations with a propagation rule"),
+        ({"body.4": [["body.1"], ["body.1", "body.3"]]}, r"must each pass a convolution .*; got \['body.1'\]"),
     ],
 )
 def test_sources_that_do_not_exist_are_refused(sources, message):
     with pytest.raises(InputError, match=message):
         wire_kalman(Opaque(), sources=sources)
+
+
+@pytest.mark.parametrize("transition", ["sampled", "learned"])
+def test_named_sources_are_followed_in_closed_form_alone(transition):
+    model = Opaque()
+    model.body = chain(transition=transition)
+    with pytest.raises(InputError, match=f"must be 'analytic' where sources are named; got '{transition}'"):
+        wire_kalman(model, sources={"body.4": [["body.1", torch.relu, "body.3"]]})
 
 
 def test_what_cannot_be_wired_is_refused():

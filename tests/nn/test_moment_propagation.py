@@ -203,6 +203,17 @@ def test_another_norm_on_the_way_is_what_it_normalizes_to(is_training):
     check_close(result.var.detach(), 4.0 if is_training else 3.0, rtol=1e-4, atol=1e-4)
 
 
+def test_batch_norm_in_training_normalizes_by_the_batch_whatever_its_momentum():
+    norm = nn.BatchNorm2d(1, momentum=0.0).double()
+    norm.running_var.fill_(4.0)
+    assert through(norm, at([1.0], [3.0], (4, 4))).var.item() == 1.0
+
+
+def test_upsampling_of_any_kind_keeps_moments_and_grows_the_map():
+    for module in (nn.Upsample(scale_factor=2), nn.UpsamplingNearest2d(size=8)):
+        assert through(module, at([1.0], [3.0], (4, 4))) == at([1.0], [3.0], (8, 8))
+
+
 @pytest.mark.parametrize(
     ("function", "arguments"),
     [

@@ -246,3 +246,9 @@ def test_complex_and_integer_inputs_are_refused(dtype):
 def test_settings_that_are_none_are_refused(options, told):
     with pytest.raises(InputError, match=told):
         MovingAverageBatchNorm2d(3, **options)
+
+
+@pytest.mark.parametrize("num_channels", [1, 6])
+def test_other_channels_than_the_layers_are_refused_and_not_broadcast(num_channels):
+    with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
+        MovingAverageBatchNorm2d(3)(torch.zeros(2, num_channels, 4, 4))

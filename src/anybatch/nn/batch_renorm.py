@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import advance_running_statistic
-from anybatch.nn.micro_batch_parts import check_is_real, check_micro_batch_size, check_momentum, count_parts
+from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
+from anybatch.nn.moments import wide_dtype
 from anybatch.nn.part_normalization import normalize_parts
 
 Relaxation = tuple[int, int, int]
@@ -153,13 +154,13 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        check_is_real(input)
+        check_input(input, self.num_features)
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        num_updates = self.num_batches_tracked.to(torch.promote_types(self.running_var.dtype, torch.float32))
+        num_updates = self.num_batches_tracked.to(wide_dtype(self.running_var))
         output, mean, var = batch_renorm(
             input,
             self.running_mean,
@@ -248,7 +249,7 @@ def _check_limits(r_max: float, d_max: float, relaxation: Relaxation) -> None:
         raise InputError(f"r_max must be at least 1; got {r_max!r}. 1 corrects no variance, 3 is the paper's.")
     if not d_max >= 0:
         raise InputError(f"d_max must be at least 0; got {d_max!r}. 0 corrects no mean, 5 is the paper's.")
-    is_triple = len(relaxation) == 3 and all(isinstance(number, int) for number in relaxation)
+    is_triple = isinstance(relaxation, (tuple, list)) and [type(number) for number in relaxation] == [int] * 3
     if not is_triple or not 0 <= relaxation[0] <= min(relaxation[1:]):
         raise InputError(
             f"relaxation must be three numbers of updates, the start not after the ends; got {relaxation!r}. "

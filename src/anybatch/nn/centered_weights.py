@@ -65,7 +65,9 @@ def check_have_weights(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         if not isinstance(modules.get(name), WITH_WEIGHTS):
             found = type(modules[name]).__name__ if name in modules else "no such layer"
-            raise InputError(f"layer {name!r} must be a convolution or a linear layer to be centred; got {found}.")
+            raise InputError(
+                f"layer {name!r} must be a convolution or a linear layer to be centred; got {found}. Leave it out."
+            )
 
 
 def uncenter_weights(model: nn.Module) -> tuple[str, ...]:

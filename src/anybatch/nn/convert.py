@@ -24,8 +24,7 @@ from anybatch.nn.conversion_targets import (
     Target,
     is_frozen_batch_norm,
 )
-from anybatch.nn.kalman_layer import KalmanLayer
-from anybatch.nn.kalman_wiring import Wiring, unwire_kalman, wire_kalman
+from anybatch.nn.kalman_wiring import Wiring, table_of, unwire_kalman, wire_kalman
 from anybatch.nn.optimizer_rebinding import check_holds, rebind
 
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
@@ -61,7 +60,7 @@ class Conversion:
         """Return a table of the replaced layers, and what there is to know."""
         layers = {name: str(self.model.get_submodule(name)) for name in self.replaced}
         sections = [
-            _section(f"layers replaced: {len(layers)}, kind: {self.kind}", layers),
+            [f"layers replaced: {len(layers)}, kind: {self.kind}", *table_of(layers)],
             str(Wiring(dict(self.priors), dict(self.cuts), dict(self.fallbacks))).splitlines()
             if self._is_wired
             else [],
@@ -149,14 +148,8 @@ def convert(
 def _wire(model: nn.Module, target: Target, example_inputs: Any, options: Mapping[str, Any]) -> Wiring | None:
     if target.is_wired:
         return wire_kalman(model, example_inputs, options.get("sources"))
-    if not any(isinstance(module, KalmanLayer) for module in model.modules()):
-        unwire_kalman(model)
+    unwire_kalman(model)
     return None
-
-
-def _section(title: str, rows: Mapping[str, str]) -> list[str]:
-    width = max((len(name or "(model)") for name in rows), default=0)
-    return [title, *(f"  {name or '(model)':<{width}}  {text}" for name, text in rows.items())]
 
 
 def _check_options(kind: Kind, target: Target, given: Mapping[str, Any]) -> None:

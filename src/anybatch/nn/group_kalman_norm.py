@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.kalman_correction import Correction
-from anybatch.nn.kalman_layer import KalmanLayer, check_input, is_computed_again
+from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
 from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.micro_batch_parts import check_input
 from anybatch.nn.moments import Moments
 
 
@@ -116,7 +117,7 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize each sample; (N, C, *) both ways."""
-        check_input(input)
+        check_input(input, self.num_channels)
         rule = GroupCorrection(self.eps, self.options.gate, self.options.ratio_limit, self.num_groups)
         normalized = self._normalize(input, len(input), rule)
         if self.training and not is_computed_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class LayerMoments(NamedTuple):
         return LayerMoments(self.observed.detached(), prior, self.posterior.detached(), weight)
 
 
-class KalmanLayer(nn.Module):
+class KalmanLayer(nn.Module, ABC):
     """Mixed in before a normalization layer.
 
     Attributes:
@@ -105,8 +106,8 @@ class KalmanLayer(nn.Module):
         tensors = [each for each in (self.weight, getattr(self, "running_mean", None)) if each is not None]
         return {"device": tensors[0].device, "dtype": wide_dtype(tensors[0])} if tensors else {}
 
-    def _num_channels(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _num_channels(self) -> int: ...
 
     @property
     def needs_prior(self) -> bool:
@@ -180,13 +181,16 @@ class KalmanLayer(nn.Module):
         return None if prior is None else _checked(prior, num_splits, input)
 
     def _predicted(self, num_splits: int) -> Moments | None:
-        """Return the predicted moments; None where a source is in eval mode and a rule needs the size of its map."""
+        """Return the predicted moments; None where nothing is known in this pass."""
         if self.program is None:
             return None
         try:
             return self.program.predict(num_splits)
-        except CannotPropagate:
-            return None
+        except CannotPropagate as error:
+            raise InputError(
+                f"a prior must have a rule at every step of its way; got {error}. Wire the model with example inputs "
+                "of the size it trains on, or with a source behind that."
+            ) from error
 
     def _prior_weight(self, input: Tensor) -> Tensor:
         """Return p, one number."""
@@ -223,16 +227,3 @@ def _checked(prior: Moments, num_splits: int, input: Tensor) -> Moments:
         )
     mean, var = (tensor.to(wide_dtype(input)).expand(shape) for tensor in prior[:2])
     return Moments(mean, var, prior.size)
-
-
-def check_input(input: Tensor) -> None:
-    """Refuse what has no variance in the sense of normalization.
-
-    Args:
-        input: of a layer.
-
-    Raises:
-        InputError: complex or integer input.
-    """
-    if not input.is_floating_point():
-        raise InputError(f"input must be of a real floating-point type; got {input.dtype}. Convert it first.")

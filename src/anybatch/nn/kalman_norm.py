@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import advance_running_statistic
 from anybatch.nn.kalman_correction import Correction
-from anybatch.nn.kalman_layer import KalmanLayer, check_input, is_computed_again
+from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
 from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.micro_batch_parts import check_input, check_is_real
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits
 
@@ -62,7 +63,7 @@ def kalman_norm(
     Source:
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it.
     """
-    check_input(input)
+    check_is_real(input)
     options = KalmanOptions(splits=splits, prior_weight=prior_weight, gain="fixed", gate=gate, ratio_limit=ratio_limit)
     num_splits = options.count_splits(len(input))
     rule = Correction(eps, options.gate, ratio_limit)
@@ -88,6 +89,7 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
         chosen = KalmanOptions(**options)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self._init_kalman(chosen)
+        self.evaluated_size: tuple[int, ...] | None = None
 
     def _num_channels(self) -> int:
         return self.num_features
@@ -95,8 +97,9 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         if not self.training:
+            self.evaluated_size = tuple(input.shape[2:])
             return super().forward(input)
-        check_input(input)
+        check_input(input, self.num_features)
         num_splits = self.options.count_splits(len(input))
         normalized = self._normalize(
             input, num_splits, Correction(self.eps, self.options.gate, self.options.ratio_limit)
@@ -136,11 +139,17 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
         is_observed = self.latest is not None and self.latest.prior is None
         return moments.mean, moments.var * (total / (total - 1) if is_observed and total > 1 else 1)
 
+    def clear(self) -> None:
+        super().clear()
+        self.evaluated_size = None
+
     def _settled(self, num_splits: int) -> tuple[Moments, Moments] | None:
         if self.training or self.running_mean is None or self.running_var is None:
             return super()._settled(num_splits)
+        if self.evaluated_size is None:
+            return None
         mean, var = (each.to(wide_dtype(each)) for each in (self.running_mean, self.running_var))
-        running = Moments(mean.expand(num_splits, -1), var.expand(num_splits, -1), None)
+        running = Moments(mean.expand(num_splits, -1), var.expand(num_splits, -1), self.evaluated_size)
         return running, running
 
     def extra_repr(self) -> str:

@@ -87,6 +87,8 @@ class KalmanOptions:
             )
         if not self.ratio_limit > 0:
             raise InputError(f"ratio_limit must be positive; got {self.ratio_limit}. The paper's code has 100.")
+        if self.prior is not None and not callable(self.prior):
+            raise InputError(f"prior must be a function or None; got {self.prior!r}. It is called as `Prior` says.")
 
     def count_splits(self, batch_size: int) -> int:
         """Return into how many splits a batch is cut.
@@ -133,7 +135,7 @@ _CHOICES: dict[str, Any] = {
 
 def _check_count(name: str, value: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} must be a positive integer; got {value!r}.")
+        raise InputError(f"{name} must be a positive integer; got {value!r}. Choose 1 or more.")
 
 
 def _nearest(value: int, batch_size: int) -> str:

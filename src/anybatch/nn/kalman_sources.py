@@ -96,6 +96,25 @@ class FoundSources:
     fallbacks: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Called:
+    """A function of one input, with the arguments that follow it.
+
+    Attributes:
+        function: called with the input first.
+        rest: arguments after it.
+        keywords: more of them.
+    """
+
+    function: Callable[..., Any]
+    rest: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+    def __call__(self, input: Any) -> Any:
+        """Call the function."""
+        return self.function(input, *self.rest, **self.keywords)
+
+
 @dataclass
 class SourceFinder:
     """Walks back from layers to the places before them.
@@ -223,7 +242,7 @@ class SourceFinder:
     def _sampled(self, node: fx.Node, module: nn.Module, rule: PropagationRule, known: dict[fx.Node, Known]) -> Any:
         before = node.all_input_nodes[0]
         activation_rule = find_propagation_rule(self.module_of(before) or before.target)
-        is_activation = activation_rule is not None and activation_rule.kind == "activation"
+        is_activation = activation_rule is not None and activation_rule.kind == "activation" and before.args[:1]
         source = self._found.get(before.all_input_nodes[0]) if is_activation else None
         if not isinstance(source, Known):
             return SampledTransition(module, rule, None, None), (known[before].place,), {}, known
@@ -235,7 +254,7 @@ class SourceFinder:
         if module is not None:
             return module.forward, partial(rule.propagate, module)
         function: Any = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
-        return function, rule.propagate
+        return Called(function, node.args[1:], node.kwargs), Called(rule.propagate, node.args[1:], node.kwargs)
 
     def _operation_name(self, node: fx.Node) -> str:
         module = self.module_of(node)

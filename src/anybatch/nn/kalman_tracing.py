@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 
 from anybatch.errors import InputError
 from anybatch.nn.kalman_layer import KalmanLayer
@@ -28,10 +32,26 @@ class Traced:
     Attributes:
         graph: its nodes are in the order of execution; module names are those of the model.
         shapes: node -> shape of its tensor; nodes of other values are left out.
+        opaque: module that was taken whole -> why it could not be traced.
     """
 
     graph: fx.Graph
     shapes: dict[fx.Node, tuple[int, ...]]
+    opaque: dict[str, str] = field(default_factory=dict)
+
+    def why_missing(self, module: str) -> str:
+        """Say why no call of a module is in the graph.
+
+        Args:
+            module: its name.
+
+        Returns:
+            The reason, in words.
+        """
+        for name, reason in self.opaque.items():
+            if module.startswith(f"{name}."):
+                return f"inside {name}, which torch.fx cannot trace: {reason}"
+        return "its calls are not in the graph"
 
 
 def trace(model: nn.Module, example_inputs: Any) -> Traced:
@@ -49,19 +69,20 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     Raises:
         InputError: the model's own `forward` cannot be traced, or the example inputs do not run through it.
     """
+    tracer = _Tracer()
     try:
-        graph = _Tracer().trace(model)
+        graph = tracer.trace(model)
     except Exception as error:
         raise InputError(
-            f"{type(model).__name__}.forward must be traceable by torch.fx; got {type(error).__name__}: "
-            f"{_first_line(error)}. {_HOW_TO_NAME_SOURCES}"
+            f"{type(model).__name__}.forward must be traceable by torch.fx; got {_said(error)}. {_HOW_TO_NAME_SOURCES}"
         ) from error
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     try:
-        return Traced(graph, _find_shapes(model, graph, inputs))
+        return Traced(graph, _find_shapes(model, graph, inputs), tracer.opaque)
     except Exception as error:
         raise InputError(
-            f"example_inputs must run through {type(model).__name__}; got {type(error).__name__}: {_first_line(error)}."
+            f"example_inputs must run through {type(model).__name__}; got {_said(error)}. Pass a tensor, or a tuple of "
+            "the arguments, that the model takes."
         ) from error
 
 
@@ -70,18 +91,23 @@ def _find_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> 
         shapes = _Shapes(fx.GraphModule(model, graph))
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             shapes.run(*(mode.from_tensor(each) if isinstance(each, Tensor) else each for each in inputs))
-    except DataDependentOutputException:  # a module taken whole looks at values
+    except (DataDependentOutputException, DynamicOutputShapeException):  # a module taken whole looks at values
         shapes = _Shapes(fx.GraphModule(copy.deepcopy(model), graph))
         with torch.random.fork_rng(), torch.no_grad():
             shapes.run(*inputs)
     return shapes.found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0].rstrip(".")
+def _said(error: Exception) -> str:
+    """Return an error's kind and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}"
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.opaque: dict[str, str] = {}
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_known = isinstance(m, KalmanLayer) or find_propagation_rule(m) is not None
         return is_known or super().is_leaf_module(m, module_qualified_name)
@@ -90,7 +116,8 @@ class _Tracer(fx.Tracer):
         nodes_before = set(self.graph.nodes)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except Exception:
+        except Exception as error:  # whatever a forward does that fx has no node for
+            self.opaque[self.path_of_module(m)] = _said(error)
             for node in reversed(self.graph.nodes):
                 if node not in nodes_before:
                     self.graph.erase_node(node)

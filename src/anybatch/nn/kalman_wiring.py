@@ -44,7 +44,7 @@ class Wiring:
             (f"cuts: {len(self.cuts)}", self.cuts),
             (f"layers without a prior: {len(self.fallbacks)}", self.fallbacks),
         )
-        return "\n".join(line for head, rows in parts for line in (head, *_table(rows)))
+        return "\n".join(line for head, rows in parts for line in (head, *table_of(rows)))
 
 
 def wire_kalman(
@@ -56,7 +56,8 @@ def wire_kalman(
 
     Args:
         model: with KalmanNorm or GroupKalmanNorm layers; earlier wiring is replaced. Its modules stay and run as they
-            are; hooks are added, which `unwire_kalman` removes.
+            are; hooks are added, and what a prior learns (`prior_logit` of gain "learned"): make the optimizer after.
+            `unwire_kalman` removes both.
         example_inputs: a tensor, or a tuple of positional arguments of `model`; nothing is computed with them.
         sources: in place of a trace, for models that torch.fx cannot trace: layer -> paths whose moments are added. A
             path is the name of a layer or a module whose output is known, or else observed, and then names of modules
@@ -130,7 +131,8 @@ def _layers_of(model: nn.Module) -> dict[str, KalmanLayer]:
     }
     if len(kinds) > 1:
         raise InputError(
-            f"layers must have the same splits, micro_batch_size and transition; got {sorted(kinds, key=str)}."
+            f"layers must have the same splits, micro_batch_size and transition; got {sorted(kinds, key=str)}. Make "
+            "them with the same."
         )
     return layers
 
@@ -142,7 +144,7 @@ def _find_traced(model: nn.Module, layers: dict[str, KalmanLayer], example_input
         if isinstance(finder.module_of(node), KalmanLayer):
             calls.setdefault(str(node.target), []).append(node)
     found: dict[str, Source] = {}
-    fallbacks = {name: "its calls are not in the graph" for name in layers if name not in calls}
+    fallbacks = {name: finder.traced.why_missing(name) for name in layers if name not in calls}
     for name, nodes in calls.items():
         source = _source_of(finder, nodes)
         if isinstance(source, Known):
@@ -240,6 +242,14 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return list(names) if len(names) <= 3 else [*names[:1], f"{len(names) - 2} more", names[-1]]
 
 
-def _table(rows: Mapping[str, str]) -> list[str]:
-    width = max((len(name) for name in rows), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in rows.items()]
+def table_of(rows: Mapping[str, str]) -> list[str]:
+    """Lay out names and texts as lines of two columns.
+
+    Args:
+        rows: name of a layer or a place -> text; "" is the model itself.
+
+    Returns:
+        The lines.
+    """
+    width = max((len(name or "(model)") for name in rows), default=0)
+    return [f"  {name or '(model)':<{width}}  {text}" for name, text in rows.items()]

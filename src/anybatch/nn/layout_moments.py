@@ -14,9 +14,14 @@ from anybatch.nn.moment_propagation import CannotPropagate, propagation_rule
 from anybatch.nn.moments import Moments
 
 
-@propagation_rule(nn.Identity, nn.Upsample, nn.UpsamplingNearest2d)
+@propagation_rule(nn.Identity)
 def _same_module(module: nn.Module, input: Moments) -> Moments:
-    return input if isinstance(module, nn.Identity) else _resized(input, module.size, module.scale_factor)  # type: ignore
+    return input
+
+
+@propagation_rule(nn.Upsample)
+def _upsampled(module: Any, input: Moments) -> Moments:
+    return _resized(input, module.size, module.scale_factor)
 
 
 @propagation_rule(torch.clone, torch.detach, "clone", "detach", "contiguous", "float")
@@ -207,7 +212,8 @@ def _batch_norm_module(module: Any, input: Moments) -> Moments:
         for tensor, default in ((module.weight, 1.0), (module.bias, 0.0))
     )
     weight, bias = weight.to(input.mean), bias.to(input.mean)
-    if (getattr(module, "momentum", 0) != 0 and module.training) or module.running_mean is None:
+    is_frozen = not isinstance(module, nn.modules.batchnorm._BatchNorm)
+    if module.running_mean is None or (module.training and not is_frozen):
         return Moments(bias.expand_as(input.mean), weight.square().expand_as(input.mean), input.size)
     scale = weight * (module.running_var.to(input.mean) + module.eps).rsqrt()
     mean = (input.mean - module.running_mean.to(input.mean)) * scale + bias

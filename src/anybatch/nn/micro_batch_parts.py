@@ -60,6 +60,24 @@ def check_is_real(input: Tensor) -> None:
         raise InputError(f"the input must have a real floating point dtype; got {input.dtype}. Convert it first.")
 
 
+def check_input(input: Tensor, num_channels: int) -> None:
+    """Refuse what a layer would broadcast over, or has no place for on a normalized scale.
+
+    Args:
+        input: (N, C) or (N, C, *).
+        num_channels: C of the layer.
+
+    Raises:
+        InputError: as for `check_is_real`, or another number of channels.
+    """
+    check_is_real(input)
+    if input.shape[1] != num_channels:
+        raise InputError(
+            f"the input must have the {num_channels} channels of the layer; got {input.shape[1]}, in an input of shape "
+            f"{tuple(input.shape)}. Channels are its second dimension."
+        )
+
+
 def check_micro_batch_size(value: int | None) -> None:
     """Refuse what is no number of samples.
 

@@ -63,7 +63,7 @@ def propagation_rule(*operations: Hashable, kind: str = "other") -> Callable[[Ca
         True
     """
     if not operations:
-        raise InputError("operations of a propagation rule must be at least one; got none.")
+        raise InputError("operations of a propagation rule must be at least one; got none. Name a class or a function.")
 
     def register(propagate: Callable[..., Moments]) -> Callable[..., Moments]:
         _RULES.update(dict.fromkeys(operations, PropagationRule(propagate, kind)))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from anybatch.errors import InputError
-from anybatch.nn.micro_batch_parts import check_is_real, check_micro_batch_size, check_momentum, count_parts
+from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
+from anybatch.nn.moments import wide_dtype
 
 DEFAULT_NUM_AVERAGED = 16
 DEFAULT_WARMUP_UPDATES = 100
@@ -48,19 +49,20 @@ class _MovingAverageBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.num_averaged = num_averaged
         self.warmup_updates = max(warmup_updates, num_averaged)
         self.r_max = r_max
-        wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        assert self.running_var is not None
+        wide = wide_dtype(self.running_var)
         for name in ("second_moments", "projections"):
             self.register_buffer(name, torch.zeros(num_averaged - 1, num_features, device=device, dtype=wide))
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.long, device=device))
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        check_is_real(input)
+        check_input(input, self.num_features)
         if not self.training:
             return super().forward(input)
         num_parts = count_parts(input, self.micro_batch_size)
         assert self.running_mean is not None
-        wide = torch.promote_types(input.dtype, torch.float32)
+        wide = wide_dtype(input)
         shape = (1, -1, *(1 for _ in input.shape[2:]))
         centred = input.to(wide) - self.running_mean.to(wide).view(shape)
         with torch.no_grad():
@@ -240,6 +242,8 @@ def _times(values: Tensor, factors: Tensor) -> Tensor:
 def _check_averages(num_averaged: int, warmup_updates: int, r_max: float) -> None:
     for name, value, least in (("num_averaged", num_averaged, 1), ("warmup_updates", warmup_updates, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{name} must be an integer of at least {least}; got {value!r}.")
+            raise InputError(
+                f"{name} must be an integer of at least {least}; got {value!r}. Leave it out for the authors'."
+            )
     if not r_max >= 1:
         raise InputError(f"r_max must be at least 1; got {r_max!r}. 1 corrects nothing, 5 is the authors'.")

@@ -32,13 +32,19 @@ def find_named_sources(
         The places.
 
     Raises:
-        InputError: a name that does not exist, or an operation without a rule.
+        InputError: a name that does not exist, an operation without a rule, a transition other than "analytic", or a
+            sum of raw moments of a normalized tensor and others.
     """
     unknown = [name for name in sources if name not in layers]
     if unknown:
         raise InputError(f"sources must be of Kalman normalization layers; got {unknown}. Choose from {list(layers)}.")
+    options = next(iter(layers.values())).options
+    if options.transition != "analytic":
+        raise InputError(
+            f"transition must be 'analytic' where sources are named; got {options.transition!r}. Take a part of the "
+            "model that torch.fx can trace for the others."
+        )
     cuts: dict[str, Cut] = {}
-    count_splits = next(iter(layers.values())).options.count_splits
     found = {}
     for name, paths in sources.items():
         _check_paths(name, paths)
@@ -46,8 +52,9 @@ def find_named_sources(
         for path in paths:
             module = _module(model, path[0])
             is_layer = isinstance(module, KalmanLayer)
-            start = BehindNorm(module) if is_layer else cuts.setdefault(path[0], Cut(count_splits))
+            start = BehindNorm(module) if is_layer else cuts.setdefault(path[0], Cut(options.count_splits))
             ends.append(_follow(model, start, path[1:]))
+        _check_scales(model, name, paths)
         starts = {f"behind {path[0]}" if path[0] in cuts else path[0]: None for path in paths}
         found[name] = Source(_added(ends), dict.fromkeys(starts))
     fallbacks = {name: "not in sources" for name in layers if name not in sources}
@@ -62,16 +69,40 @@ def _check_paths(name: str, paths: Any) -> None:
         )
 
 
+def _check_scales(model: nn.Module, name: str, paths: Sequence[Path]) -> None:
+    """Refuse to add raw moments of a tensor that was normalized since to others."""
+    wrong = [path for path in paths if _is_off_scale(model, path)] if len(paths) > 1 else []
+    if wrong:
+        raise InputError(
+            f"paths of {name!r} that are added must each pass a convolution or a linear layer in state space 'raw', "
+            f"where a normalized tensor has moments of another scale; got {wrong[0]!r}. Choose "
+            "state_space='normalized', or begin at the module behind the sum."
+        )
+
+
+def _is_off_scale(model: nn.Module, path: Path) -> bool:
+    source = _module(model, path[0])
+    rules = [find_propagation_rule(_operation(model, each)) for each in path[1:]]
+    is_mapped = any(rule is not None and rule.kind == "linear map" for rule in rules)
+    return isinstance(source, KalmanLayer) and source.options.state_space == "raw" and not is_mapped
+
+
 def _module(model: nn.Module, name: Any) -> nn.Module:
     try:
         return model.get_submodule(name)
     except (AttributeError, TypeError) as error:
-        raise InputError(f"sources must name modules of the model; got {name!r}.") from error
+        raise InputError(
+            f"sources must name modules of the model; got {name!r}. See the names of `named_modules()`."
+        ) from error
+
+
+def _operation(model: nn.Module, step: Any) -> Any:
+    return _module(model, step) if isinstance(step, str) else step
 
 
 def _follow(model: nn.Module, place: Place, path: Path) -> Place:
     for each in path:
-        operation = _module(model, each) if isinstance(each, str) else each
+        operation = _operation(model, each)
         rule = find_propagation_rule(operation)
         if rule is None:
             raise InputError(

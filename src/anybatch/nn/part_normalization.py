@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anybatch.nn.moments import wide_dtype
+
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
 _backward_of_batch_norm = torch.ops.aten.native_batch_norm_backward.out
 
@@ -44,7 +46,7 @@ def normalize_parts(
     Returns:
         The output and the statistics of the parts.
     """
-    weight, bias = (None if tensor is None else tensor.to(_wide(input)) for tensor in (weight, bias))
+    weight, bias = (None if tensor is None else tensor.to(wide_dtype(input)) for tensor in (weight, bias))
     memory_format = _memory_format(input)
     # a compiler differentiates for itself
     if torch.compiler.is_compiling() or input.numel() < num_parts * _VALUES_OF_A_CALL:
@@ -53,10 +55,6 @@ def normalize_parts(
     input = input.contiguous(memory_format=memory_format)
     output, mean, var, _ = _NormalizeInTurn.apply(input, weight, bias, num_parts, eps)
     return GhostNormalized(output, mean, var)
-
-
-def _wide(input: Tensor) -> torch.dtype:
-    return torch.promote_types(input.dtype, torch.float32)
 
 
 def _memory_format(input: Tensor) -> torch.memory_format:
@@ -81,7 +79,7 @@ def _normalize_together(
 def _normalize_side_by_side(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var = input.new_zeros((2, num_parts * input.shape[1]), dtype=_wide(input))
+    mean, var = input.new_zeros((2, num_parts * input.shape[1]), dtype=wide_dtype(input))
     weight, bias = (None if tensor is None else tensor.repeat(num_parts) for tensor in (weight, bias))
     side_by_side = input.unflatten(0, (num_parts, -1)).transpose(0, 1).flatten(1, 2)
     # running statistics of momentum 1 are the statistics of the batch
@@ -98,7 +96,7 @@ class _NormalizeInTurn(torch.autograd.Function):
         input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         output = torch.empty_like(input)
-        statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=_wide(input)).unbind()
+        statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=wide_dtype(input)).unbind()
         parts = (input.tensor_split(num_parts), output.tensor_split(num_parts), *(each.unbind() for each in statistics))
         for part, output_part, mean, var, *kept in zip(*parts, strict=True):
             torch.native_batch_norm(part, weight, bias, mean, var, True, 1.0, eps, out=(output_part, *kept))
