@@ -280,6 +280,14 @@ def test_all_are_compared_at_their_rates_and_shown(tmp_path):
     assert found.to_json()
 
 
+def test_nothing_is_said_of_the_workload_s_adam_where_another_optimizer_takes_its_place(tmp_path):
+    def adam(model):
+        return torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.5, 0.99))
+
+    warnings = compare(workload_of(optimizer=adam), [16, 64], ["sqrt", "lamb"], seeds=1, runs=tmp_path).warnings
+    assert [warning.partition(":")[0] for warning in warnings if " at 64: " in warning] == ["sqrt at 64"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "batch_size", "message"),
     [

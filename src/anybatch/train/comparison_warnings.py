@@ -14,7 +14,7 @@ from anybatch.train.comparison import Run
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import Training
 from anybatch.train.recipe_kinds import NormRecipe, Recipe
-from anybatch.train.recipes import FAMILIES, large_regime
+from anybatch.train.recipes import find_family, large_regime
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 
@@ -97,11 +97,11 @@ def _base_warnings(workload: Workload, settings: Mapping[str, Any]) -> list[str]
 def _rule_warnings(
     workload: Workload, training: Training, recipes: Sequence[Recipe], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Say where the rule of an Adam-like optimizer is beyond its range; for SGD that needs a critical batch size."""
+    """Say where the rule of an Adam-like optimizer is beyond its range; of others too little is known to say."""
     optimizer = training.optimizer
     warnings = []
     for recipe in recipes:
-        if recipe.lr_rule == "none" or FAMILIES.get(type(optimizer).__name__) == "sgd":
+        if find_family(recipe, optimizer)[0] == "sgd":
             continue
         for batch_size in settings["batch_sizes"]:
             scale = large_regime(recipe, workload, batch_size, optimizer).lr_scale

@@ -219,7 +219,7 @@ def large_regime(recipe: Recipe, workload: Workload, batch_size: int, optimizer:
     base = recipe.reference_batch_size or workload.base_batch_size
     if base is None or workload.epochs is None:
         raise InputError(f"workload {workload.name!r} must state base_batch_size and epochs for recipes to start from.")
-    family, betas = _family(recipe, optimizer)
+    family, betas = find_family(recipe, optimizer)
     ghost = base if recipe.ghost_batch_size == "base" else recipe.ghost_batch_size
     return large_batch_regime(
         base,
@@ -237,6 +237,31 @@ def large_regime(recipe: Recipe, workload: Workload, batch_size: int, optimizer:
     )
 
 
+def find_family(recipe: Recipe, optimizer: Optimizer) -> tuple[Family, tuple[float, ...] | None]:
+    """Return by which optimizer's rule a recipe's rate scales, and its betas.
+
+    Args:
+        recipe: "sgd" where it leaves the rate alone, or has an optimizer of its own.
+        optimizer: the workload's own.
+
+    Returns:
+        The family, and betas of those that have any.
+
+    Raises:
+        InputError: an optimizer whose rule is not known.
+    """
+    name, group = type(optimizer).__name__, optimizer.param_groups[0]
+    if recipe.lr_rule == "none" or (isinstance(recipe, LayerwiseRecipe) and recipe.optimizer is not None):
+        return "sgd", None
+    if name not in FAMILIES:
+        raise InputError(
+            f"recipe {recipe.name!r} must know how the rate of {name} scales; it knows {', '.join(FAMILIES)}. "
+            "Give a recipe with lr_rule='none', and the rate by lr_factors."
+        )
+    betas = (group["alpha"],) if name == "RMSprop" else group.get("betas")
+    return FAMILIES[name], betas
+
+
 def base_rate(optimizer: Optimizer, plan: Plan = AS_IT_IS) -> float:
     """Return the rate of the first parameter group, or of the plan's optimizer, before any warm-up of a scheduler."""
     if isinstance(plan, LayerwisePlan) and plan.optimizer_lr is not None:
@@ -251,19 +276,6 @@ def _milestones(workload: Workload) -> tuple[float, ...]:
     if not isinstance(workload.schedule, Milestones):
         return ()
     return tuple(epoch for epoch in workload.schedule.epochs if epoch < workload.epochs)
-
-
-def _family(recipe: Recipe, optimizer: Optimizer) -> tuple[Family, tuple[float, ...] | None]:
-    name, group = type(optimizer).__name__, optimizer.param_groups[0]
-    if recipe.lr_rule == "none" or (isinstance(recipe, LayerwiseRecipe) and recipe.optimizer is not None):
-        return "sgd", None
-    if name not in FAMILIES:
-        raise InputError(
-            f"recipe {recipe.name!r} must know how the rate of {name} scales; it knows {', '.join(FAMILIES)}. "
-            "Give a recipe with lr_rule='none', and the rate by lr_factors."
-        )
-    betas = (group["alpha"],) if name == "RMSprop" else group.get("betas")
-    return FAMILIES[name], betas
 
 
 def _found(name: str | Recipe) -> tuple[Recipe, ...]:
