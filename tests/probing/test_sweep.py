@@ -15,11 +15,12 @@ CRITICAL = 30.0
 class MadeUpRuns:
     """Answers as runs of a workload with B_crit 30 and a best rate that grows with the root of the batch."""
 
-    def __init__(self, seconds_per_sample=1e-4, bad_seeds=()):
+    def __init__(self, seconds_per_sample=1e-4, bad_seeds=(), slow_sizes=()):
         self.spent = 0.0
         self.taken = []
         self._seconds_per_sample = seconds_per_sample
         self._bad_seeds = bad_seeds
+        self._slow_sizes = slow_sizes
 
     def take(self, run, limits):
         self.taken.append(run)
@@ -29,7 +30,7 @@ class MadeUpRuns:
         if (run.batch_size, run.lr_scale, run.seed) in self._bad_seeds:
             status = "diverged"
         cost = min(samples, limits.samples) * self._seconds_per_sample
-        if cost > limits.seconds:
+        if cost > limits.seconds or run.batch_size in self._slow_sizes:
             status, cost = "out of time", limits.seconds
         self.spent += cost
         return RunRecord(status, min(samples, limits.samples), cost, cost, limits, ())
@@ -90,6 +91,19 @@ def test_a_rate_that_reached_the_target_by_luck_is_left():
     assert all(record.status == "reached" for record in one.runs.values())
 
 
+def test_a_size_that_no_rate_gets_there_at_is_said():
+    bad = {(8, 2.0**exponent, seed) for exponent in range(-9, 9) for seed in (0, 2)}
+    for seeds in (bad, {run for run in bad if run[2]}):
+        sweep, _ = swept((32, 128, 8), bad_seeds=seeds)
+        assert sweep.skipped == {8: "no rate reached the target with every seed"}
+        assert not sweep.sizes[8].runs
+
+
+def test_a_size_that_the_budget_ends_in_is_said():
+    sweep, _ = swept((32, 128, 8), slow_sizes={128})
+    assert sweep.skipped[128] == sweep.skipped[32] == "the budget ended before a run was finished"
+
+
 def test_worse_rates_are_given_up_at_the_best_ones_samples():
     _, kept = swept((32,))
     assert kept.spent < 8 * 1000 * (1 + 32 / CRITICAL) * 1e-4 * 1.3
@@ -125,6 +139,12 @@ def test_a_budget_for_one_size_is_told_with_what_two_take():
         require_two_sizes(sweep, 32, TARGET, 2.0)
 
 
-def test_two_sizes_are_enough():
+def test_two_sizes_are_enough_and_the_recommended_one_must_be_among_them():
     sweep, _ = swept((32, 8))
+    assert all(one.runs for one in sweep.sizes.values())
     require_two_sizes(sweep, 32, TARGET, 1000.0)
+    with pytest.raises(InputError, match="must pay for two batch sizes; got 1000 s, and measuring 128 and another"):
+        require_two_sizes(sweep, 128, TARGET, 1000.0)
+    sweep.sizes[8].runs.clear()
+    with pytest.raises(InputError, match="must pay for two batch sizes"):
+        require_two_sizes(sweep, 32, TARGET, 1000.0)

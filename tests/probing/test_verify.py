@@ -135,6 +135,15 @@ def test_a_loss_that_is_asked_for_is_gone_to(first, runs):
     assert found.points[0].samples < first.verification.points[0].samples
 
 
+def test_a_size_off_the_powers_of_two_is_measured_beside_its_halves_and_quarters(tmp_path):
+    workload = vectors_workload(train_set=labelled_vectors(96), epochs=4)
+    found = verified(workload, probed(workload, batch_size=96), tmp_path, budget=15.0).verification
+    assert found.recommended == found.largest == 96
+    tried = {point.batch_size for point in found.points} | {one.batch_size for one in found.skipped}
+    assert tried == {96, 48, 24, 12}
+    assert tried <= {point.batch_size for point in found.predicted}
+
+
 # what is refused
 
 

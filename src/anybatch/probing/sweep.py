@@ -12,6 +12,7 @@ from anybatch.probing.kept_runs import KeptRuns
 from anybatch.probing.rate_search import FEWEST_RATES, best_rate, is_bracketed, next_rate
 from anybatch.probing.target import LossTarget
 from anybatch.probing.target_runs import GROWTH, Limits, RunRecord, TargetRun
+from anybatch.report.wording import number
 
 NUM_SEEDS = (2, 3)  # the least that a size is taken up for, and the most
 STEPS_FROM_RECOMMENDED = (4, 1 / 4, 2, 1 / 2, 8, 1 / 8)  # a long lever first
@@ -57,6 +58,18 @@ class MeasuredSize:
     def is_out_of_time(self) -> bool:
         """Whether the budget ended the search or a run of it."""
         return not self.rates or any(record.status == "out of time" for record in self.rates.values())
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether no rate reached the target, the budget aside."""
+        return self.best is None and not self.is_out_of_time
+
+    @property
+    def why_unfinished(self) -> str:
+        """Why there is no run."""
+        if self.is_lost:
+            return "no rate reached the target with every seed"
+        return "the budget ended before a run was finished"
 
     @property
     def samples(self) -> float | None:
@@ -126,7 +139,9 @@ class Sweep:
         for batch_size in order:
             needed, left = RUNS_PER_SIZE * self.cost_of(batch_size), max(self._left(), 0.0)
             if needed > left:
-                self.skipped[batch_size] = f"it would take about {needed:.2g} s, and {left:.2g} s of budget are left"
+                self.skipped[batch_size] = (
+                    f"it would take about {number(needed)} s, and {number(left)} s of budget are left"
+                )
                 continue
             self.sizes[batch_size] = MeasuredSize(self._plans[batch_size])
             self._search(self.sizes[batch_size])
@@ -135,6 +150,9 @@ class Sweep:
         for seed in range(1, 1 + NUM_SEEDS[1]):
             for size in list(self.sizes.values()):
                 self._measure(size, seed)
+        for batch_size, size in self.sizes.items():
+            if not size.runs:
+                self.skipped[batch_size] = size.why_unfinished
 
     def cost_of(self, batch_size: int) -> float:
         """Return the seconds that a run at a size should take, as far as is known from the runs so far."""

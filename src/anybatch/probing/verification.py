@@ -85,8 +85,8 @@ class Verification:
     Attributes:
         target: the loss that runs were timed to.
         points: measured, ascending in batch size.
-        predicted: at all sizes that the probe predicted, ascending.
-        skipped: sizes that were meant to be measured.
+        predicted: at all sizes that the probe predicted or that were meant to be measured, ascending.
+        skipped: sizes that were meant to be measured, and why they were not.
         law: samples(B) = E (1 + B / B_crit), fitted to the points up to `REACH` times the recommended size: beyond, the
             best rate no longer grows with the batch, and one point would outweigh the others.
         predicted_critical_batch_size: B_crit on the way to the target, as the probe has it.
@@ -98,7 +98,7 @@ class Verification:
         fastest: the measured size with the least time.
         time_of_recommended: its time over that of the fastest.
         time_of_largest: its measured time over that of the recommended one; None where it was not measured.
-        slowdown: measured over predicted seconds, geometric mean over the points.
+        slowdown: measured over predicted seconds of a sample, geometric mean over the points.
         sentence: what came out, for the user.
         reason: one sentence on the verdict.
         budget: seconds that were allowed.
@@ -184,7 +184,7 @@ def join_measured(
         fastest=fastest.batch_size,
         time_of_recommended=mine.seconds / fastest.seconds,
         time_of_largest=time_of_largest,
-        slowdown=_slowdown(points, predicted),
+        slowdown=_slowdown(points, plans),
         sentence=_sentence(mine, largest, time_of_largest, predicted),
         reason=_why(law, whole_critical_batch_size, fit, ratio, verdict),
         budget=budget,
@@ -276,9 +276,10 @@ def _scaled(factors: Sequence[tuple[int, float]], points: Sequence[MeasuredPoint
     return {size: scale * factor for size, factor in by_size.items()}
 
 
-def _slowdown(points: Sequence[MeasuredPoint], predicted: Sequence[PredictedPoint]) -> float:
-    seconds = {point.batch_size: point.seconds for point in predicted}
-    return statistics.geometric_mean([point.seconds / seconds[point.batch_size] for point in points])
+def _slowdown(points: Sequence[MeasuredPoint], plans: Mapping[int, SizePlan]) -> float:
+    return statistics.geometric_mean(
+        [point.seconds / (point.samples * plans[point.batch_size].seconds_per_sample) for point in points]
+    )
 
 
 def _ratio_of(point: MeasuredPoint | None, reference: MeasuredPoint) -> Band | None:

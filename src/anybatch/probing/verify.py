@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from anybatch.probing.sweep import SizePlan, Sweep, sizes_to_measure
 from anybatch.probing.target import LossTarget, decide_target
 from anybatch.probing.target_runs import Limits, TargetRun
 from anybatch.probing.verification import join_measured
+from anybatch.report.wording import number
 from anybatch.train.progress import Progress, silent
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
@@ -106,7 +108,8 @@ def _verify(
     record = kept.take(small.run, small.limits)
     target = decide_target(record.curve, small.run.batch_size, target_loss)
     law = SampleLaw.from_noise_scale(result.noise.average_to(target.loss))
-    plans = plan_sizes(result, law, runtime.world_size)
+    sizes = sizes_to_measure(recommended, largest, result.curve[0].batch_size, workload.num_samples)
+    plans = plan_sizes(result, law, runtime.world_size, sizes)
     sweep = Sweep(
         kept,
         target,
@@ -119,8 +122,7 @@ def _verify(
         first_rate=lambda batch_size: round(math.log2(run_lr_scale(workload, batch_size))),
         tell=lambda fraction, text: progress("verify", min(fraction, 1.0), text),
     )
-    order = sizes_to_measure(recommended, largest, min(plans), workload.num_samples)
-    sweep.run([size for size in order if size in plans])
+    sweep.run(sizes)
     require_two_sizes(sweep, recommended, target, budget)
     verification = join_measured(
         target,
@@ -186,14 +188,13 @@ def small_run(
     return SmallRun(run, Limits(whole, SMALL_RUN_SHARE * budget), plan.seconds / batch_size)
 
 
-def plan_sizes(result: ProbeResult, law: SampleLaw, world_size: int) -> dict[int, SizePlan]:
-    """Return how the probe makes each batch size on its curve, how fast, and at what samples."""
+def plan_sizes(result: ProbeResult, law: SampleLaw, world_size: int, sizes: Sequence[int]) -> dict[int, SizePlan]:
+    """Return how each batch size of the probe's curve, and each of `sizes`, is made, how fast, and at what samples."""
     assert result.throughput is not None
     assert result.memory is not None
     times = StepTimes(result.throughput, result.memory.max_micro_batch_size)
     plans = {}
-    for point in result.curve:
-        size = point.batch_size
+    for size in sorted({*sizes, *(point.batch_size for point in result.curve)}):
         plan = times.plan(-(-size // world_size))
         plans[size] = SizePlan(size, plan.micro_batch_size, plan.seconds / size, law.samples(size)[0])
     return plans
@@ -203,13 +204,17 @@ def _check(workload: Workload, result: ProbeResult, budget: float, target_loss: 
     if result.recommendation is None:
         raise InputError("result must be of a finished probe; got one without a recommendation. Probe again.")
     if result.workload != workload.name:
-        raise InputError(f"workload must be the one probed, {result.workload!r}; got {workload.name!r}.")
+        raise InputError(
+            f"workload must be the one probed, {result.workload!r}; got {workload.name!r}. Probe that one."
+        )
     if workload.num_samples is None:
         raise InputError("train_set must have a length to verify a prediction; got a stream. Verify on a part of it.")
     if not 0 < budget < math.inf:
-        raise InputError(f"verify budget must be a positive number of seconds; got {budget}.")
+        raise InputError(
+            f"verify budget must be a positive number of seconds; got {budget}. The default is {DEFAULT_BUDGET:g}."
+        )
     if target_loss is not None and not math.isfinite(target_loss):
-        raise InputError(f"target loss must be a finite number; got {target_loss}.")
+        raise InputError(f"target loss must be a finite number; got {target_loss}. Give none to have it chosen.")
 
 
 def require_two_sizes(sweep: Sweep, recommended: int, target: LossTarget, budget: float) -> None:
@@ -226,7 +231,7 @@ def require_two_sizes(sweep: Sweep, recommended: int, target: LossTarget, budget
         InputError: the budget is too small.
     """
     measured = {size for size, one in sweep.sizes.items() if one.runs}
-    lost = [size for size, one in sweep.sizes.items() if one.best is None and not one.is_out_of_time]
+    lost = [size for size, one in sweep.sizes.items() if one.is_lost]
     if recommended in lost or (lost and len(measured) < 2):
         size = recommended if recommended in lost else lost[0]
         tried = sorted(sweep.sizes[size].rates)
@@ -237,5 +242,5 @@ def require_two_sizes(sweep: Sweep, recommended: int, target: LossTarget, budget
     if recommended not in measured or len(measured) < 2:
         raise InputError(
             f"--verify-budget must pay for two batch sizes; got {budget:g} s, and measuring {recommended} and another "
-            f"one takes about {sweep.cost_of_two(recommended):.2g}."
+            f"one takes about {number(sweep.cost_of_two(recommended))}."
         )

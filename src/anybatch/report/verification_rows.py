@@ -75,8 +75,8 @@ def _law(found: Record) -> str | None:
         return None
     bounds = Bounds(law["critical_batch_size"], law.get("low"), law.get("high"))
     return (
-        f"The law E (1 + B / B_crit) with B_crit {in_words(bounds)} meets all {len(errors)} measured sizes within "
-        f"{number(100 * max(errors))}%"
+        f"The law E (1 + B / B_crit) with B_crit {in_words(bounds)} meets the {len(errors)} sizes that it is fitted "
+        f"to within {number(100 * max(errors))}%"
     )
 
 
@@ -85,8 +85,8 @@ def _slowdown(found: Record) -> str | None:
     if slowdown is None or 1 / WORTH_SAYING < slowdown < WORTH_SAYING:
         return None
     return (
-        f"Over all sizes the runs took {number(slowdown)} times the seconds predicted; other work on the machine, then "
-        "or during the probe, does that"
+        f"Over all sizes the runs took {number(slowdown)} times the seconds predicted for their samples; other work on "
+        "the machine, then or during the probe, does that"
     )
 
 
