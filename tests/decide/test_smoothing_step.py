@@ -14,7 +14,6 @@ from anybatch.decide import (
     choose_smoothing_step,
     confidence_schedule,
     gaussian_smoothing,
-    log_std_smoothing,
     milestone_budget,
     return_interval,
     smoothness_constant,
@@ -40,7 +39,6 @@ def test_smoothing_constants_are_the_published_ones():
     gaussian, softmax = gaussian_smoothing(1.0, 1.0), softmax_smoothing(1.0, 1.0)
     assert (gaussian.score, gaussian.score_sq, gaussian.hessian) == pytest.approx((0.7978846, 1, 1), abs=1e-7)
     assert (softmax.score, softmax.score_sq, softmax.hessian) == (2, 4, 2)
-    assert log_std_smoothing().score == pytest.approx(4 / math.sqrt(2 * math.pi * math.e))
 
 
 @pytest.mark.parametrize(
@@ -64,9 +62,6 @@ def test_constants_are_those_of_the_policies_themselves():
     constants = gaussian_smoothing(3.0, 2.0)
     assert np.abs(scores).mean() == pytest.approx(constants.score, rel=0.01)
     assert (scores**2).mean() == pytest.approx(constants.score_sq, rel=0.01)
-    log_std_scores = (draws / 2) ** 2 - 1
-    assert np.abs(log_std_scores).mean() == pytest.approx(log_std_smoothing().score, rel=0.01)
-    assert (log_std_scores**2).mean() == pytest.approx(log_std_smoothing().score_sq, rel=0.02)
 
 
 def test_the_schedule_spends_the_probability_of_a_run_and_no_more():
@@ -214,11 +209,11 @@ def test_the_reason_says_what_is_missing():
         (lambda: gaussian_smoothing(0.0, 1.0), "feature_bound must be positive and finite; got 0.0"),
         (lambda: softmax_smoothing(1.0, 0.0), "temperature must be positive and finite; got 0.0"),
         (
-            lambda: smoothness_constant(log_std_smoothing(), reward_bound=1.0, discount=1.0),
+            lambda: smoothness_constant(gaussian_smoothing(1.0, 1.0), reward_bound=1.0, discount=1.0),
             "discount must be at least 0 and below 1; got 1.0",
         ),
         (
-            lambda: smoothness_constant(log_std_smoothing(), reward_bound=1.0, discount=0.9, version="2020"),
+            lambda: smoothness_constant(gaussian_smoothing(1.0, 1.0), reward_bound=1.0, discount=0.9, version="2020"),
             "version must be one of improved, 2019, published; got '2020'",
         ),
         (

@@ -121,6 +121,27 @@ def test_nothing_counts_after_an_end_whatever_the_autoreset_mode(mode):
     assert bool((trajectories.scores[3:, :, ~is_short] != 0).all())
 
 
+def nine_where_zero(states):
+    """Features that are large at the zeros of a trajectory that is over."""
+    return torch.where(states == 0, 9.0, states + 1)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_features_of_a_trajectory_that_is_over_count_nothing(is_native):
+    if is_native:
+        policy = GaussianPolicy([[0.0, 0.0, -9.0, 0.0]], features=lambda states: states + 1)
+        trajectories = roll_out(ContinuousCartPole().dynamics, policy, 64, 60, start_seed=5, noise_seed=6)
+        assert trajectories.num_ended_early > 32
+    else:
+        policy = SoftmaxPolicy([[0.5], [-0.5]], features=nine_where_zero)
+        trajectories = roll_out_gymnasium(countdown(), policy, 8, start_seed=3, noise_seed=4)
+        assert trajectories.max_feature <= 2
+    is_over = trajectories.rewards == 0
+    assert bool((trajectories.scores.transpose(0, 1)[:, is_over] == 0).all())
+    assert bool((trajectories.scores.transpose(0, 1)[:, ~is_over] != 0).all())
+    assert bool(is_over.any())
+
+
 def test_estimates_pad_or_refuse_an_early_end():
     policy = SoftmaxPolicy([[0.5], [-0.5]])
     estimate = estimate_gradient(countdown(), policy, 40, discount=1.0, horizon=8, seed=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anybatch import InputError
-from anybatch.decide import confidence_schedule, vector_error_bounds
+from anybatch.decide import confidence_schedule, return_interval, vector_error_bounds
 from anybatch.rl import LQG, GaussianPolicy, SmoothingPolicyGradient, SoftmaxPolicy, estimate_gradient
 from anybatch.rl.gradient_estimate import GradientBatch
 from anybatch.seeds import derive_seed
@@ -211,15 +211,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
         assert second.run(20_000) == whole
 
 
+def upper_bound_on_the_performance(policy, iteration):
+    """Of a batch of one look, a third of whose share of the probability is the interval's."""
+    seed, task = derive_seed(1, "batch", iteration - 1), {"discount": 0.5, "horizon": 2}
+    estimate = estimate_gradient(Bandit(), policy, 40, seed=seed, **task)
+    share = confidence_schedule(0.25, iteration, 1, num_events=3)
+    return return_interval(estimate.mean_return, estimate.return_std, 40, reward_bound=1.0, delta=share, **task).high
+
+
 def test_the_best_performance_so_far_is_kept_and_saved():
     loop, other = (bandit(tolerance=0.3, max_batch_size=40) for _ in range(2))
-    best = []
-    for _ in range(3):
+    bounds, best = [], []
+    for iteration in (1, 2, 3):
+        bounds.append(upper_bound_on_the_performance(loop.policy, iteration))
         loop.step()
         best.append(loop.state_dict()["best_high"])
-    assert best == sorted(best)
+    assert best == pytest.approx([max(bounds[:count]) for count in (1, 2, 3)])
     other.load_state_dict(loop.state_dict())
-    assert other.state_dict()["best_high"] == best[-1] > loop.iterations[-1].measured_performance
+    assert other.state_dict()["best_high"] == best[-1]
+
+
+def test_a_policy_far_below_the_best_so_far_may_lose_nothing():
+    options = {"tolerance": 0.9, "mini_batch_size": 4000, "max_batch_size": 4000}
+    free, bound = (bandit(**options) for _ in range(2))
+    bound.load_state_dict(bound.state_dict() | {"best_high": 100.0})
+    assert "; may lose 0," not in free.step().reason
+    assert "; may lose 0," in bound.step().reason
+    assert bound.state_dict()["best_high"] == 100
+
+
+def test_a_batch_is_judged_by_the_constants_that_it_shows_itself():
+    options = {"bound": "chebyshev", "max_batch_size": 40}
+    stated, estimated = (bandit(reward_bound=bound, **options) for bound in (1.0, None))
+    assert estimated.step().error == stated.step().error  # the largest reward of any batch is 1
+    assert estimated.result().guarantee == "heuristic"
 
 
 def test_threads_do_not_move_a_run():

@@ -18,7 +18,6 @@ from anybatch.decide.samples_law import SamplesLaw, fit_samples_law
 from anybatch.decide.smoothing_policies import (
     SmoothingConstants,
     gaussian_smoothing,
-    log_std_smoothing,
     smoothness_constant,
     softmax_smoothing,
 )
@@ -53,7 +52,6 @@ __all__ = [
     "gaussian_penalty",
     "gaussian_smoothing",
     "large_batch_regime",
-    "log_std_smoothing",
     "measure_noise_fractions",
     "milestone_budget",
     "optimal_batch_size",

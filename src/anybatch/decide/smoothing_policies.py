@@ -51,18 +51,6 @@ def gaussian_smoothing(feature_bound: float, std: float) -> SmoothingConstants:
     return SmoothingConstants(2 * ratio / math.sqrt(2 * math.pi), ratio**2, ratio**2)
 
 
-def log_std_smoothing() -> SmoothingConstants:
-    """Return the constants of a Gaussian policy of which the logarithm of the std alone is learnt.
-
-    Returns:
-        4 / sqrt(2 pi e), 2 and 2.
-
-    Source:
-        Papini et al. 2022, arXiv:1905.03231.
-    """
-    return SmoothingConstants(4 / math.sqrt(2 * math.pi * math.e), 2.0, 2.0)
-
-
 def softmax_smoothing(feature_bound: float, temperature: float) -> SmoothingConstants:
     """Return the constants of a softmax policy, linear in features.
 

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from anybatch.errors import InputError
-from anybatch.rl.policy import FeatureMap, Score, check_parameters, map_features
+from anybatch.rl.linear_policy import LinearPolicy
+from anybatch.rl.policy import FeatureMap, Score
 
-STATE_VERSION = 1
 
-
-class GaussianPolicy:
+class GaussianPolicy(LinearPolicy):
     """Actions a ~ N(Theta phi(s), Sigma) with a fixed covariance.
 
     The score is Sigma^-1 (a - Theta phi) phi^T; parameters are the weights row by row.
@@ -37,6 +36,7 @@ class GaussianPolicy:
     Source: Papini et al. 2017, the policy of their experiments, there with one number per action.
     """
 
+    kind = "gaussian"
     is_discrete = False
 
     def __init__(self, weights: Any, covariance: Any = 1.0, features: FeatureMap | None = None) -> None:
@@ -45,54 +45,16 @@ class GaussianPolicy:
             raise InputError(
                 f"`weights` must be of shape (numbers of an action, features); got {tuple(weights.shape)}."
             )
-        self.weights = check_parameters(weights, weights.numel()).reshape(-1, weights.shape[-1] if weights.ndim else 1)
+        super().__init__(weights.reshape(-1, weights.shape[-1] if weights.ndim else 1), features)
         self.noise_size = len(self.weights)
         self.covariance = _check_covariance(covariance, self.noise_size)
-        self.feature_map = features
-        self._slope = self.weights.item() if self.weights.numel() == 1 else None
         self._has_unit_covariance = self.covariance.equal(torch.eye(self.noise_size, dtype=torch.float64))
         self._factor = torch.linalg.cholesky(self.covariance)
         self._precision = torch.cholesky_inverse(self._factor)
 
-    @property
-    def parameters(self) -> Tensor:
-        """(m,), float64: the weights row by row."""
-        return self.weights.reshape(-1)
-
-    @property
-    def num_features(self) -> int:
-        """How many features, p."""
-        return self.weights.shape[1]
-
-    @property
-    def num_actions(self) -> int:
-        """How many numbers an action has, d."""
-        return len(self.weights)
-
-    def with_parameters(self, parameters: Tensor) -> GaussianPolicy:
-        """Return the same policy with other weights.
-
-        Args:
-            parameters: (m,), row by row.
-
-        Returns:
-            A policy of its own.
-        """
-        flat = check_parameters(parameters, self.weights.numel())
-        return GaussianPolicy(flat.reshape(self.weights.shape), self.covariance, self.feature_map)
-
     def state_dict(self) -> dict[str, Any]:
         """Return weights and covariance; the feature map is code and is not saved."""
-        return {
-            "version": STATE_VERSION,
-            "kind": "gaussian",
-            "weights": self.weights.clone(),
-            "covariance": self.covariance.clone(),
-        }
-
-    def features(self, states: Tensor) -> Tensor:
-        """Return (p, n) features of (state size, n) states; the same tensor where there is no feature map."""
-        return states if self.feature_map is None else map_features(self.feature_map, states, self.num_features)
+        return super().state_dict() | {"covariance": self.covariance.clone()}
 
     def means(self, features: Tensor) -> Tensor:
         """Return (..., d, n) mean actions of (..., p, n) features."""
@@ -105,8 +67,8 @@ class GaussianPolicy:
 
     def act(self, features: Tensor, noise: Tensor, out: Tensor) -> None:
         """Write (d, n) actions of (p, n) features and (d, n) noise."""
-        if self._slope is not None:
-            torch.add(noise, features, alpha=self._slope, out=out)
+        if self.weights.numel() == 1:
+            torch.add(noise, features, alpha=self.weights.item(), out=out)
         else:
             torch.addmm(noise, self.weights.to(features), features, out=out)
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from anybatch.errors import InputError
-from anybatch.rl.policy import FeatureMap, Score, check_parameters, map_features
+from anybatch.rl.linear_policy import LinearPolicy
+from anybatch.rl.policy import FeatureMap, Score
 
-STATE_VERSION = 1
 
-
-class SoftmaxPolicy:
+class SoftmaxPolicy(LinearPolicy):
     """Action i with probability proportional to exp(w_i . phi(s) / tau).
 
     The score is (indicator of the action - probabilities) phi^T / tau; parameters are the weights row by row.
@@ -35,6 +34,7 @@ class SoftmaxPolicy:
     Source: Papini et al. 2022, the policy of their cart-pole.
     """
 
+    kind = "softmax"
     is_discrete = True
     noise_size = 1
 
@@ -46,49 +46,12 @@ class SoftmaxPolicy:
             )
         if not 0 < temperature < math.inf:
             raise InputError(f"`temperature` must be positive and finite; got {temperature}.")
-        self.weights = check_parameters(weights, weights.numel()).reshape(weights.shape)
+        super().__init__(weights, features)
         self.temperature = float(temperature)
-        self.feature_map = features
-
-    @property
-    def parameters(self) -> Tensor:
-        """(m,), float64: the weights row by row."""
-        return self.weights.reshape(-1)
-
-    @property
-    def num_features(self) -> int:
-        """How many features, p."""
-        return self.weights.shape[1]
-
-    @property
-    def num_actions(self) -> int:
-        """Among how many actions it chooses."""
-        return len(self.weights)
-
-    def with_parameters(self, parameters: Tensor) -> SoftmaxPolicy:
-        """Return the same policy with other weights.
-
-        Args:
-            parameters: (m,), row by row.
-
-        Returns:
-            A policy of its own.
-        """
-        flat = check_parameters(parameters, self.weights.numel())
-        return SoftmaxPolicy(flat.reshape(self.weights.shape), self.temperature, self.feature_map)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and temperature; the feature map is code and is not saved."""
-        return {
-            "version": STATE_VERSION,
-            "kind": "softmax",
-            "weights": self.weights.clone(),
-            "temperature": self.temperature,
-        }
-
-    def features(self, states: Tensor) -> Tensor:
-        """Return (p, n) features of (state size, n) states; the same tensor where there is no feature map."""
-        return states if self.feature_map is None else map_features(self.feature_map, states, self.num_features)
+        return super().state_dict() | {"temperature": self.temperature}
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return (..., actions, n) probabilities of (..., p, n) features."""
