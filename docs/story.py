@@ -14,6 +14,7 @@ from claims_page import STUDIES, VERDICTS, Finding, ListedClaim, judge
 NOT_YET = "not yet reproduced by a study here"
 NOTHING = "no claim of its study failed"
 UNKNOWN = "not known yet"
+FULL = "full"  # what a study commits, if it says nothing else
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ ROWS = (
 
 
 def read_claims(studies: Path = STUDIES) -> dict[str, list[dict[str, Any]]]:
-    """Return each study's claims as its `results.json` has them."""
-    return {path.parent.name: json.loads(path.read_text())["claims"] for path in sorted(studies.glob("*/results.json"))}
+    """Return each study's claims as its `results.json` has them, with the size of the run where it was not full."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(studies.glob("*/results.json"))}
+    return {
+        name: [{**claim, "size": results.get("size", FULL)} for claim in results["claims"]]
+        for name, results in found.items()
+    }
 
 
 def story_table(rows: Iterable[Row], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -87,7 +92,10 @@ def fails(row: Row, claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _figures(row: Row, claim: Mapping[str, Any]) -> str:
-    return f"[{claim['verdict']}](studies/{row.study}/README.md): {claim['statement']}: {claim['ours']}"
+    seeds = f"{claim['seeds']} seed{'s' if claim['seeds'] > 1 else ''}"
+    size = "" if claim["size"] == FULL else f", `run.py --{claim['size']}` alone"
+    link = f"[{claim['verdict']}](studies/{row.study}/README.md)"
+    return f"{link}: {claim['statement']}: {claim['ours']} ({seeds}{size})"
 
 
 def claims_count(listed: Sequence[ListedClaim], findings: Mapping[str, Finding]) -> str:

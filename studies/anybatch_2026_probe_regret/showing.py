@@ -22,6 +22,7 @@ def sections(found: Mapping[str, Any], claims: Sequence[Claim]) -> list[Section]
     parts = found["workloads"]
     averages = [row for name, part in parts.items() for row in _average_rows(name, part)]
     return [
+        ("What was run", ["command", "when", "where", "not run"], [_run_row(found)]),
         claims_section(claims),
         ("Advice", ["workload", "who", "size", "time to target over the best"], list(_advice_rows(found))),
         ("Sizes", ["workload", "batch", "rate", "samples to target", "seconds"], list(_size_rows(parts))),
@@ -32,6 +33,13 @@ def sections(found: Mapping[str, Any], claims: Sequence[Claim]) -> list[Section]
         ),
         ("Rules", ["tool", "rule"], list(SOURCES.items())),
     ]
+
+
+def _run_row(found: Mapping[str, Any]) -> Sequence[object]:
+    about = found["environment"]
+    threads = f"{about['num_threads']} thread{'s' if about['num_threads'] > 1 else ''}"
+    where = f"{about['device']}, {threads}, torch {about['torch']}"
+    return f"`run.py --{found['size']}`", about["date"], where, ", ".join(found["incomplete"]) or "nothing is missing"
 
 
 def _advice_rows(found: Mapping[str, Any]) -> Iterable[Sequence[object]]:
