@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from claims_page import claims_page, read_findings, read_listed
-from story import ROWS, claims_count, read_claims, story_table
+from story import ROWS, claims_count, read_results, story_table
 
 from anybatch.registry import METHODS
 
@@ -37,7 +37,7 @@ def readme() -> str:
     """Return README with its generated parts as they are today."""
     parts = {
         "claims": claims_count(read_listed(), read_findings()),
-        "story": story_table(ROWS, read_claims()),
+        "story": story_table(ROWS, read_results()),
         "methods": method_table(),
     }
     text = README.read_text()

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CLAIMS = [
-    {"id": "a", "verdict": "reproduced", "statement": "more is less", "ours": "1 < 2", "seeds": 1, "size": "full"},
-    {"id": "b", "verdict": "not", "statement": "less is more", "ours": "2 > 1 | 0", "seeds": 3, "size": "quick"},
-    {"id": "c", "verdict": "not", "statement": "all is one", "ours": "3", "seeds": 2, "size": "full"},
+    {"id": "a", "verdict": "reproduced", "statement": "more is less", "ours": "1 < 2", "seeds": 1},
+    {"id": "b", "verdict": "not", "statement": "less is more", "ours": "2 > 1 | 0", "seeds": 3},
+    {"id": "c", "verdict": "not", "statement": "all is one", "ours": "3", "seeds": 2},
 ]
 
 
@@ -32,16 +32,24 @@ def test_a_study_without_results_is_not_yet_reproduced(story):
 
 
 def test_the_first_claim_that_was_run_is_shown_and_the_first_that_failed(story):
-    table = story.story_table([story.Row("data", "use", "study", ("missing", "a"))], {"study": CLAIMS})
+    table = story.story_table([story.Row("data", "use", "study", ("missing", "a"))], {"study": {"claims": CLAIMS}})
     link = "(studies/study/README.md)"
     assert f"| [reproduced]{link}: more is less: 1 < 2 (1 seed) |" in table
-    assert f"| [not]{link}: less is more: 2 > 1 \\| 0 (3 seeds, `run.py --quick` alone), and 1 more |" in table
+    assert f"| [not]{link}: less is more: 2 > 1 \\| 0 (3 seeds), and 1 more |" in table
 
 
-def test_nothing_that_failed_is_said_of_what_was_run_alone(story):
+def test_a_study_that_was_run_in_part_says_so(story):
+    row = story.Row("data", "use", "study", ("b",))
+    assert story.measured(row, {"size": "quick", "claims": CLAIMS}).endswith("(3 seeds, `run.py --quick` alone)")
+    assert story.measured(row, {"size": "full", "claims": CLAIMS}).endswith("(3 seeds)")
+
+
+def test_nothing_that_failed_is_said_of_what_was_run_alone_unless_a_limit_is_known(story):
     row = story.Row("data", "use", "study", ())
-    assert story.fails(row, CLAIMS[:1]) == story.NOTHING
-    assert story.measured(row, CLAIMS[:1]).endswith("more is less: 1 < 2 (1 seed)")
+    results = {"claims": CLAIMS[:1], "price": [{"over_true_variance": 7.8}, {"over_true_variance": 1234.5}]}
+    assert story.fails(row, results) == story.NOTHING
+    assert "8 to 1,234 times" in story.fails(story.Row("", "", "study", (), story.price_of_safety), results)
+    assert story.fails(story.Row("", "", "study", (), story.price_of_safety), {}) == story.UNKNOWN
 
 
 def test_claims_are_counted_by_verdict(story):
@@ -51,18 +59,16 @@ def test_claims_are_counted_by_verdict(story):
 
 
 def test_a_study_that_was_run_has_the_figures_that_its_row_names(story):
-    found = story.read_claims()
+    found = story.read_results()
     for row in story.ROWS:
-        made = {claim["id"] for claim in found.get(row.study, [])}
+        made = {claim["id"] for claim in found.get(row.study, {}).get("claims", [])}
         assert not made or not row.claims or made & set(row.claims), row.study
 
 
-def test_the_size_of_a_run_comes_from_its_results(story, tmp_path):
-    for name, results in (("half", {"size": "quick", "claims": CLAIMS[:1]}), ("whole", {"claims": CLAIMS[:1]})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
-    found = story.read_claims(tmp_path)
-    assert {name: claims[0]["size"] for name, claims in found.items()} == {"half": "quick", "whole": "full"}
+def test_results_are_found_by_study(story, tmp_path):
+    (tmp_path / "some_study").mkdir()
+    (tmp_path / "some_study" / "results.json").write_text(json.dumps({"claims": CLAIMS}))
+    assert story.read_results(tmp_path) == {"some_study": {"claims": CLAIMS}}
 
 
 def test_the_story_is_in_the_first_lines_of_the_readme():
