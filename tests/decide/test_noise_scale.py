@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -362,6 +363,13 @@ def test_an_average_that_is_negative_beyond_its_error_is_no_number():
     found = average_noise_scale([point(-1e-2, 1e-4), point(-1e-2, 1e-4)])
     assert (found.value, found.high, found.at_least) == (None, None, None)
     assert "the squared norm came out negative" in found.reason
+
+
+def test_the_model_alone_is_the_same_without_its_modules():
+    steps = gaussian_steps(50.0, 5, seed=0, num_repetitions=3)
+    whole, alone = estimate_noise_scale(steps), estimate_noise_scale(steps, per_module=False)
+    assert len(whole.modules) == 3
+    assert alone == replace(whole, modules={})
 
 
 def test_modules_are_averaged_each_for_itself():

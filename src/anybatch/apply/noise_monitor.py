@@ -159,9 +159,12 @@ class NoiseMonitor:
 
     def noise_scale(self) -> NoiseScale | None:
         """Return the noise scale over the last measurements, None before the second one whose gradients are finite."""
+        return self._estimate(per_module=True)
+
+    def _estimate(self, per_module: bool) -> NoiseScale | None:
         if sum(not int(moments.num_non_finite) for moments in self._moments) < 2:
             return None
-        return estimate_noise_scale(self._moments, population_size=self._population_size)
+        return estimate_noise_scale(self._moments, population_size=self._population_size, per_module=per_module)
 
     def log(self) -> dict[str, float]:
         """Return what is known, as a flat dict of floats; a figure that is not known is left out.
@@ -174,7 +177,7 @@ class NoiseMonitor:
             `sample_efficiency`, that of a sample over one in a very small batch, 1 / (1 + batch size / noise scale).
             Empty before the second measurement.
         """
-        noise = self.noise_scale()
+        noise = self._estimate(self._per_module)
         if noise is None:
             return {}
         batch_size = sum(float(moments.sizes.sum()) for moments in self._moments) / len(self._moments)
@@ -189,8 +192,7 @@ class NoiseMonitor:
             "batch_efficiency": share,
             "sample_efficiency": None if share is None else 1 - share,
         }
-        if self._per_module:
-            figures |= {f"noise_scale/{name}": module.value for name, module in noise.modules.items()}
+        figures |= {f"noise_scale/{name}": module.value for name, module in noise.modules.items()}
         return {name: float(value) for name, value in figures.items() if value is not None}
 
     def state_dict(self) -> dict[str, Any]:

@@ -119,6 +119,7 @@ def estimate_noise_scale(
     target: Target = "training_set",
     population_size: float | None = None,
     replacement: bool = False,
+    per_module: bool = True,
 ) -> NoiseScale:
     """Estimate the noise scale of the model and of every module from several steps at the same weights.
 
@@ -135,6 +136,7 @@ def estimate_noise_scale(
             Without `population_size` the two are the same.
         population_size: how many samples the training set has, in the unit of `sizes`; None for a stream.
         replacement: whether samples within a step were drawn with replacement from the training set.
+        per_module: whether to estimate the modules' too, which takes as long for each as for the model.
 
     Returns:
         The noise scale in samples (or in the unit of `sizes`), in the geometry of the moments.
@@ -176,7 +178,8 @@ def estimate_noise_scale(
     setting = _Setting(confidence, target, num_skipped, finite[0].geometry)
     trace, sq_norm = _steps(finite)
     trace, sq_norm = _correct_for_population(finite, trace, sq_norm, target, population_size, replacement)
-    each = {name: _fieller(trace[:, index], sq_norm[:, index], setting) for index, name in enumerate(finite[0].modules)}
+    names = finite[0].modules if per_module else ()
+    each = {name: _fieller(trace[:, index], sq_norm[:, index], setting) for index, name in enumerate(names)}
     return _fieller(trace.sum(1), sq_norm.sum(1), setting, each)
 
 

@@ -154,11 +154,12 @@ class PerSample(SubBatchSource[GradientMoments]):
         return None if factor is None else factor.square()
 
     def _join(self, sq_norms: dict[nn.Parameter, Tensor], num_samples: int) -> Tensor:
-        out = torch.zeros(num_samples, len(self.modules), dtype=widest_dtype(self._device), device=self._device)
-        for parameter, module in zip(self._parameters, self._module_of.tolist(), strict=True):
-            if parameter in sq_norms:
-                out[:, module] += sq_norms[parameter].to(out)
-        return out
+        out = torch.zeros(len(self.modules), num_samples, dtype=widest_dtype(self._device), device=self._device)
+        reached = [index for index, parameter in enumerate(self._parameters) if parameter in sq_norms]
+        if reached:
+            rows = torch.stack([sq_norms[self._parameters[index]] for index in reached]).to(out)
+            out.index_add_(0, self._module_of[reached].to(self._device), rows)
+        return out.T
 
     def _take(self, index: int, grad: Tensor) -> Tensor:
         return self._nothing
