@@ -1,6 +1,7 @@
 """Estimates on the tasks: published figures, exact gradients, and independence of everything but the seed."""
 
 import time
+from typing import get_type_hints
 
 import gymnasium
 import numpy as np
@@ -17,6 +18,7 @@ from anybatch.rl import (
     SoftmaxPolicy,
     estimate_gradient,
 )
+from anybatch.rl.gradient_estimate import BatchOptions
 
 NUM = 100_000
 
@@ -127,6 +129,12 @@ def test_a_batch_that_grows_by_whole_chunks_equals_one_drawn_at_once():
         batch.estimate()
     assert batch.num_trajectories == 600
     assert same(whole, batch.estimate())
+
+
+def test_the_options_of_an_estimate_are_the_keywords_of_a_batch():
+    hints = get_type_hints(GradientBatch.__init__)
+    keywords = {name: kind for name, kind in hints.items() if name not in ("env", "policy", "return")}
+    assert get_type_hints(BatchOptions) == keywords
 
 
 def test_the_global_generators_are_left_alone():

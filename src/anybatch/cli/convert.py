@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.console import Console
 
+from anybatch.cli import common_options as common
+from anybatch.cli import convert_options as own
 from anybatch.cli.outputs import check_writable
 from anybatch.errors import InputError
-from anybatch.nn.conversion_targets import Kind
 from anybatch.nn.convert import convert as convert_model
 from anybatch.train.checkpoint import load_weights, put_weights
 from anybatch.train.example_inputs import find_example_inputs
@@ -21,22 +20,14 @@ from anybatch.workloads import load_workload
 
 
 def convert(
-    workload: Annotated[
-        str,
-        typer.Argument(
-            help="A built-in name (see [b]anybatch methods[/b]), or [b]path/to/file.py:function[/b], a function that "
-            "returns an anybatch.Workload."
-        ),
-    ],
-    to: Annotated[Kind, typer.Option(help="What batch norm becomes.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights to convert. \\[default: fresh ones]")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="Of the kind, as name=value, such as micro_batch_size=2; may be repeated.")
-    ] = None,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of the data, for workloads that take one.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    workload: own.Workload,
+    to: own.To,
+    dry_run: own.DryRun = False,
+    checkpoint: own.Checkpoint = None,
+    save: own.Save = None,
+    option: own.Option = None,
+    data_root: common.DataRoot = None,
+    debug: common.Debug = False,
 ) -> None:
     """Replace the batch norms of a workload's model and show which layers that concerns.
 

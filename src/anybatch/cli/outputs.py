@@ -43,10 +43,14 @@ def is_first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_writable(path: Path | None) -> None:
-    """Refuse a file that cannot be written, before hours are spent on what it is to hold."""
-    if path is None or not is_first_rank():
-        return
+def check_writable(*paths: Path | None) -> None:
+    """Refuse files that cannot be written, before hours are spent on what they are to hold."""
+    for path in paths if is_first_rank() else ():
+        if path is not None:
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
     existed = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """How far may a gradient estimate of n trajectories be from the true gradient, coordinate by coordinate?
 
 Every bound reads error(n) = d / sqrt(n) + f / n, exceeded with probability at most delta in each coordinate. delta is
-the allowed probability of failure: 0.95 is bold, 0.05 is cautious.
+the allowed probability of failure: 0.95 is bold, 0.05 is cautious. R is the largest absolute reward, M the largest
+absolute feature, gam the discount, sig the standard deviation of the action; the range of a coordinate is the largest
+less the smallest value that one trajectory can give to it.
 """
 
 from __future__ import annotations
@@ -72,16 +74,16 @@ def chebyshev(
     t and s running over 0 ... H - 1.
 
     Args:
-        estimator: "reinforce" or "gpomdp".
-        reward_bound: R, the largest absolute reward.
-        feature_bound: M, the largest absolute feature.
+        estimator: whose variance it is.
+        reward_bound: R.
+        feature_bound: M.
         discount: gam, in [0, 1].
         horizon: H, in steps.
-        std: sig of the action; with several actions 1 / sqrt of the largest diagonal entry of the inverse covariance.
-        delta: probability of failure per coordinate, in (0, 1).
+        std: sig; with several actions 1 / sqrt of the largest diagonal entry of the inverse covariance.
+        delta: in (0, 1).
 
     Returns:
-        The bound. It needs the score of the action that was drawn.
+        The bound, in which nothing comes from data. It needs the score of the action that was drawn.
 
     Raises:
         InputError: an argument outside its range, or an unknown estimator.
@@ -113,12 +115,12 @@ def hoeffding(range: float, delta: float, *, is_heuristic: bool = False) -> Erro
     """Bound the error by the range of one trajectory's gradient: d = range sqrt(ln(2 / delta) / 2).
 
     Args:
-        range: largest less smallest value that one trajectory can give to a coordinate.
-        delta: probability of failure per coordinate, in (0, 1).
+        range: in units of the gradient.
+        delta: in (0, 1).
         is_heuristic: say so where the range is that of a sample.
 
     Returns:
-        The bound.
+        The bound, which asks nothing of the variance; f is 0.
 
     Raises:
         InputError: an argument outside its range.
@@ -142,15 +144,15 @@ def empirical_bernstein(
     *,
     is_heuristic: bool = False,
 ) -> ErrorBound:
-    """Bound the error by the variance of the sample and the range.
+    """Bound the error by the variance of the sample, and by the range for what a sample may not have shown.
 
     d = sqrt(2 ln(3 / delta) variance), f = 3 range ln(3 / delta).
 
     Args:
         variance: of one trajectory's gradient, over the batch that was used.
-        range: largest less smallest value that one trajectory can give to a coordinate.
-        delta: probability of failure per coordinate, in (0, 1).
-        is_heuristic: say so where the range is that of a sample.
+        range: as for `hoeffding`.
+        delta: in (0, 1).
+        is_heuristic: as for `hoeffding`.
 
     Returns:
         The bound; its variance being that of a batch, `error` is proven for that batch and a forecast for others.
@@ -182,10 +184,10 @@ def student_t(variance: float, num_samples: int, delta: float) -> ErrorBound:
     Args:
         variance: of one trajectory's gradient, with n - 1 in the denominator.
         num_samples: n, trajectories that the variance is from.
-        delta: probability of failure per coordinate, in (0, 1).
+        delta: in (0, 1).
 
     Returns:
-        The bound, marked heuristic.
+        The bound, marked heuristic; f is 0.
 
     Raises:
         InputError: an argument outside its range, or fewer than 2 samples.
@@ -219,12 +221,12 @@ def theoretical_range(
     """Return the published range of one trajectory's gradient: M D / sig^2 * |A| R / (1 - gam).
 
     Args:
-        reward_bound: R, the largest absolute reward.
-        feature_bound: M, the largest absolute feature.
+        reward_bound: R.
+        feature_bound: M.
         action_diameter: D, the largest distance between two actions.
         action_volume: |A|, of the set of actions.
         discount: gam, in [0, 1).
-        std: sig of the action.
+        std: sig.
 
     Returns:
         The range, for `hoeffding` and `empirical_bernstein`. It is the authors' and not a bound of a G(PO)MDP sample:

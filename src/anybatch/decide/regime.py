@@ -101,24 +101,13 @@ def large_batch_regime(
         base_batch_size, batch_size, family=family, betas=betas, rule=rule, warmup_epochs=warmup_epochs
     )
     ghost = min(base_batch_size, batch_size) if ghost_batch_size is None else ghost_batch_size
-    for name, value in (
-        ("base_lr", base_lr),
-        ("epochs", epochs),
-        ("ghost_batch_size", ghost),
-        ("clip_norm", clip_norm),
-    ):
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name} must be positive; got {value}.")
+    _check_positive(base_lr=base_lr, epochs=epochs, ghost_batch_size=ghost, clip_norm=clip_norm)
     if ghost > batch_size:
         raise InputError(f"ghost_batch_size must be at most the batch; got {ghost} for a batch of {batch_size}.")
     _check_milestones(milestones, epochs)
     ratio = batch_size / base_batch_size
     stretch = ratio if adapt else 1.0
-    if lr_scale.warmup_epochs > epochs * stretch:
-        raise InputError(
-            f"the warm-up must end within the training; got {lr_scale.warmup_epochs:g} epochs of {epochs * stretch:g}. "
-            "Shorten it, or keep the number of updates (adapt=True)."
-        )
+    _check_warmup(lr_scale.warmup_epochs, epochs * stretch)
     return Regime(
         lr=base_lr * lr_scale.factor,
         milestones=tuple(milestone * stretch for milestone in milestones),
@@ -131,6 +120,20 @@ def large_batch_regime(
         warmup_epochs=lr_scale.warmup_epochs,
         reason=_reason(base_lr, lr_scale, epochs, stretch, ratio),
     )
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name} must be positive; got {value}.")
+
+
+def _check_warmup(warmup_epochs: float, epochs: float) -> None:
+    if warmup_epochs > epochs:
+        raise InputError(
+            f"the warm-up must end within the training; got {warmup_epochs:g} epochs of {epochs:g}. "
+            "Shorten it, or keep the number of updates (adapt=True)."
+        )
 
 
 def _check_milestones(milestones: Sequence[float], epochs: float) -> None:

@@ -1,4 +1,10 @@
-"""How far may a gradient estimate of n trajectories be from the true gradient, in the 2-norm?"""
+"""How far may a gradient estimate of n trajectories be from the true gradient, in the 2-norm?
+
+Every bound reads error(n) = d / sqrt(n) + f / (n - 1), exceeded with probability at most delta. Two of them go by the
+size of scores alone, so that they are known before a batch is drawn; two go by a variance. R is the largest absolute
+reward, dim the number of parameters, gam the discount, H the horizon and T, of `score_weight`, how often scores and
+rewards meet.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +31,26 @@ def sub_gaussian_score(
     horizon: int,
     delta: float,
 ) -> ErrorBound:
-    """Bound the error of a policy with sub-Gaussian score: d = 4 R W T sqrt(14 dim ln(6 / delta)).
+    """Bound the error where scores have no bound but Gaussian tails: d = 4 R W T sqrt(14 dim ln(6 / delta)).
 
     Args:
-        estimator: "reinforce" or "gpomdp".
-        reward_bound: R, the largest absolute reward.
+        estimator: by which T goes.
+        reward_bound: R.
         score_scale: W; F / sig for a Gaussian policy with features of 2-norm at most F.
         num_parameters: dim.
-        discount: in [0, 1].
-        horizon: in steps.
-        delta: probability of failure, in (0, 1).
+        discount: gam, in [0, 1].
+        horizon: H, in steps.
+        delta: in (0, 1).
 
     Returns:
-        The bound.
+        The bound, in which nothing comes from data; f is 0.
 
     Raises:
         InputError: an argument outside its range.
 
     Example:
-        >>> bound = sub_gaussian_score(
-        ...     estimator="gpomdp", reward_bound=2.0, score_scale=1.0, num_parameters=1, discount=0.9, horizon=10,
-        ...     delta=0.0125,
-        ... )
-        >>> round(bound.d, 4)
+        >>> task = dict(estimator="gpomdp", reward_bound=2.0, num_parameters=1, discount=0.9, horizon=10, delta=0.0125)
+        >>> round(sub_gaussian_score(score_scale=1.0, **task).d, 4)
         2250.9228
 
     Source:
@@ -67,22 +70,27 @@ def bounded_score(
     horizon: int,
     delta: float,
 ) -> ErrorBound:
-    """Bound the error of a policy with bounded score: d = 2 R W T sqrt(2 dim ln(6 / delta)).
+    """Bound the error where no score is above a bound: d = 2 R W T sqrt(2 dim ln(6 / delta)).
 
     Args:
-        estimator: "reinforce" or "gpomdp".
-        reward_bound: R, the largest absolute reward.
-        score_bound: W; 2 F / tau for a softmax policy with features of 2-norm at most F.
+        estimator: by which T goes.
+        reward_bound: R.
+        score_bound: W, of the 2-norm of a score; 2 F / tau for a softmax policy with features of 2-norm at most F.
         num_parameters: dim.
-        discount: in [0, 1].
-        horizon: in steps.
-        delta: probability of failure, in (0, 1).
+        discount: gam, in [0, 1].
+        horizon: H, in steps.
+        delta: in (0, 1).
 
     Returns:
-        The bound.
+        The bound, in which nothing comes from data; f is 0, and d that of `sub_gaussian_score` over 2 sqrt(7).
 
     Raises:
         InputError: an argument outside its range.
+
+    Example:
+        >>> task = dict(estimator="gpomdp", reward_bound=2.0, num_parameters=1, discount=0.9, horizon=10, delta=0.0125)
+        >>> round(bounded_score(score_bound=1.0, **task).d, 4)
+        425.3844
 
     Source:
         Papini et al. 2022, arXiv:1905.03231, by their code.
@@ -103,26 +111,32 @@ def vector_bernstein(
     delta: float,
     is_heuristic: bool = False,
 ) -> ErrorBound:
-    """Bound the error by the variance of the sample.
+    """Bound the error by the variance of the sample, and by the score's bound for what a sample may not have shown.
 
-    error(n) = sqrt(8 dim V ln(12 / delta) / n) + 14 dim R W T ln(6 / delta) / (3 (n - 1)).
+    d = sqrt(8 dim V ln(12 / delta)), f = 14 dim R W T ln(6 / delta) / 3.
 
     Args:
-        variance: V, the sum over coordinates of the variance of one trajectory's gradient.
-        estimator: "reinforce" or "gpomdp".
-        reward_bound: R, the largest absolute reward.
-        score_bound: W, of the 2-norm of the score.
+        variance: V, the sum over coordinates of the variance of one trajectory's gradient, from the batch itself.
+        estimator: by which T goes.
+        reward_bound: R.
+        score_bound: W, of the 2-norm of a score.
         num_parameters: dim.
-        discount: in [0, 1].
-        horizon: in steps.
-        delta: probability of failure, in (0, 1).
-        is_heuristic: say so where the score is not bounded.
+        discount: gam, in [0, 1].
+        horizon: H, in steps.
+        delta: in (0, 1).
+        is_heuristic: say so where scores have no bound.
 
     Returns:
-        The bound.
+        The bound; infinite for one trajectory, of which there is no variance.
 
     Raises:
         InputError: an argument outside its range.
+
+    Example:
+        >>> task = dict(estimator="gpomdp", reward_bound=2.0, num_parameters=1, discount=0.9, horizon=10, delta=0.0125)
+        >>> bound = vector_bernstein(variance=64.0, score_bound=1.0, **task)
+        >>> bound.error(1), round(bound.error(1000), 4)
+        (inf, 3.6207)
 
     Source:
         Papini et al. 2022, arXiv:1905.03231. Their code leaves R out of the second term; reward_bound=1 gives theirs.
@@ -135,15 +149,15 @@ def vector_bernstein(
 
 
 def vector_chebyshev(variance: float, delta: float, *, is_heuristic: bool = True) -> ErrorBound:
-    """Bound the error by the variance: d = sqrt(V / delta).
+    """Bound the error by the variance alone: d = sqrt(V / delta).
 
     Args:
         variance: V, the sum over coordinates of the variance of one trajectory's gradient, or a bound on it.
-        delta: probability of failure, in (0, 1).
+        delta: in (0, 1). A small one costs more than in the other bounds, which have its logarithm.
         is_heuristic: False where V is a bound (`variance_bound`), and not that of a sample.
 
     Returns:
-        The bound.
+        The bound, whatever the shape of the distribution; f is 0.
 
     Raises:
         InputError: an argument outside its range.
@@ -163,15 +177,15 @@ def vector_chebyshev(variance: float, delta: float, *, is_heuristic: bool = True
 def variance_bound(
     *, estimator: Estimator, reward_bound: float, score_sq_bound: float, discount: float, horizon: int
 ) -> float:
-    """Bound the variance of one trajectory's gradient, summed over coordinates.
+    """Bound the variance of one trajectory's gradient, summed over coordinates, for `vector_chebyshev`.
 
-    REINFORCE: H xi2 R^2 (sum_t gam^t)^2. G(PO)MDP: xi2 R^2 (sum_t gam^t) (sum_t (t + 1) gam^t).
+    It is xi2 R^2 T sum_t gam^t, t running over 0 ... H - 1.
 
     Args:
-        estimator: "reinforce" or "gpomdp".
-        reward_bound: R, the largest absolute reward.
-        score_sq_bound: of the mean squared norm of the score. For a Gaussian policy F^2 times the trace of the inverse
-            covariance, F^2 / sig^2 with one action; xi2 for a softmax one.
+        estimator: by which T goes.
+        reward_bound: R.
+        score_sq_bound: xi2, of the mean squared norm of a score. For a Gaussian policy F^2 times the trace of the
+            inverse covariance, F^2 / sig^2 with one action; 4 F^2 / tau^2 for a softmax one.
         discount: gam, in [0, 1].
         horizon: H, in steps.
 
@@ -199,7 +213,7 @@ def score_weight(estimator: Estimator, discount: float, horizon: int) -> float:
     """Return T, how often scores and discounted rewards meet: sum_t (t + 1) gam^t, or H sum_t gam^t for REINFORCE.
 
     Args:
-        estimator: "reinforce" or "gpomdp".
+        estimator: "gpomdp" multiplies a reward with the scores up to it, "reinforce" with all.
         discount: gam, in [0, 1].
         horizon: H, in steps.
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -36,10 +36,9 @@ from anybatch.train.environment import describe_environment
 from anybatch.train.loop import start_training
 from anybatch.train.progress import Progress, silent
 from anybatch.train.randomness import seeded
-from anybatch.train.runtime import Runtime
+from anybatch.train.runtime import Autocast, Runtime
 from anybatch.workload import Workload
 
-Autocast = Literal["bfloat16"]
 DOING = {
     "check": "checking the input",
     "memory": "measuring memory",
@@ -127,9 +126,7 @@ def probe(
         >>> result.recommendation.accumulation_steps
         1
     """
-    if autocast is not None and autocast not in get_args(Autocast):
-        raise InputError(f"autocast must be one of {', '.join(get_args(Autocast))}; got {autocast!r}.")
-    runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
+    runtime = Runtime.detect(device, autocast)
     path = None if checkpoint is None else str(checkpoint)
     settings = ProbeSettings(
         batch_size, objective, tuple(devices), target, memory, budget, path, autocast, num_workers, seed

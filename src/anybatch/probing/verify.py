@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing.kept_runs import KeptRuns
 from anybatch.probing.law import SampleLaw, StepTimes
@@ -99,7 +97,7 @@ def _verify(
     assert workload.num_samples is not None
     started = time.monotonic()
     autocast, num_workers = result.settings["autocast"], result.settings["num_workers"]
-    runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
+    runtime = Runtime.detect(device, autocast)
     kept = KeptRuns(workload, runtime, runs, setting_of(workload, runtime), num_workers=num_workers)
     recommended = result.recommendation.batch_size
     largest = min(runtime.world_size * result.memory.max_micro_batch_size, workload.num_samples)

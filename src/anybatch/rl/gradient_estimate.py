@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import local
+from typing import Required, TypedDict, Unpack
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -211,21 +212,26 @@ def whole_chunks(env: VectorEnv, num_trajectories: int) -> int:
     return -(-num_trajectories // unit) * unit
 
 
+class BatchOptions(TypedDict, total=False):
+    """The keywords of `GradientBatch`, which tells what they are."""
+
+    estimator: Estimator
+    discount: float | None
+    horizon: int | None
+    seed: Required[int]
+    need_ranges: bool
+    baseline: bool
+    score: Score
+    early_end: EarlyEnd
+    chunk_size: int | None
+    num_workers: int
+
+
 def estimate_gradient(
     env: VectorEnv,
     policy: Policy,
     num_trajectories: int,
-    *,
-    estimator: Estimator = "gpomdp",
-    discount: float | None = None,
-    horizon: int | None = None,
-    seed: int,
-    need_ranges: bool = False,
-    baseline: bool = True,
-    score: Score = "drawn",
-    early_end: EarlyEnd = "pad",
-    chunk_size: int | None = None,
-    num_workers: int = 1,
+    **options: Unpack[BatchOptions],
 ) -> GradientEstimate:
     """Estimate the gradient of a policy's performance from so many trajectories.
 
@@ -233,16 +239,7 @@ def estimate_gradient(
         env: a vector environment of Gymnasium, one of this package's or any other.
         policy: fitting it.
         num_trajectories: N, 2 or more; rounded up by `whole_chunks`.
-        estimator: "gpomdp" or "reinforce".
-        discount: gamma. Default: the environment's own.
-        horizon: H. Default: the environment's own.
-        seed: of everything that is drawn.
-        need_ranges: whether the range of the samples is estimated.
-        baseline: see `GradientBatch`.
-        score: see `GradientBatch`.
-        early_end: see `GradientBatch`.
-        chunk_size: see `GradientBatch`.
-        num_workers: see `GradientBatch`.
+        **options: keywords of `GradientBatch`, of which `seed` must be given.
 
     Returns:
         The estimate.
@@ -258,20 +255,7 @@ def estimate_gradient(
     """
     if num_trajectories < 2:
         raise InputError(f"num_trajectories must be at least 2, for there to be a variance; got {num_trajectories}.")
-    batch = GradientBatch(
-        env,
-        policy,
-        estimator=estimator,
-        discount=discount,
-        horizon=horizon,
-        seed=seed,
-        need_ranges=need_ranges,
-        baseline=baseline,
-        score=score,
-        early_end=early_end,
-        chunk_size=chunk_size,
-        num_workers=num_workers,
-    )
+    batch = GradientBatch(env, policy, **options)
     batch.draw(num_trajectories)
     return batch.estimate()
 

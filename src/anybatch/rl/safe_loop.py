@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anybatch.decide.argument_checks import require_count
+from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError, RunError
 from anybatch.rl.deployment import Deployment
+from anybatch.rl.gradient_estimate import GradientBatch
+from anybatch.rl.gymnasium_rollout import EarlyEnd
+from anybatch.rl.policy import Score
 from anybatch.rl.safe_run import Iteration, SafeRun
+from anybatch.seeds import derive_seed
 
 Tell = Callable[[str, float, str], None]
 
@@ -19,6 +24,10 @@ Tell = Callable[[str, float, str], None]
 class SafeLoop(ABC):
     """A policy that is updated safely, one batch after another; how far and from how many is up to the child."""
 
+    env: Any
+    seed: int
+    early_end: EarlyEnd
+    num_workers: int
     deployment: Deployment
 
     @property
@@ -106,6 +115,25 @@ class SafeLoop(ABC):
         Args:
             state: as it was saved, of a loop with the same settings.
         """
+
+    def _new_batch(
+        self, estimator: Estimator, *, baseline: bool, need_ranges: bool = False, score: Score = "drawn"
+    ) -> GradientBatch:
+        """Return an empty batch of the next update, whose draws depend on the seed and on which update it is."""
+        constants = self.deployment.constants
+        return GradientBatch(
+            self.env,
+            self.policy,
+            estimator=estimator,
+            discount=constants.discount,
+            horizon=constants.horizon,
+            seed=derive_seed(self.seed, "batch", len(self.iterations)),
+            need_ranges=need_ranges,
+            baseline=baseline,
+            score=score,
+            early_end=self.early_end,
+            num_workers=self.num_workers,
+        )
 
 
 def _news(iteration: Iteration) -> str:

@@ -11,7 +11,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
 from anybatch.rl.deployment import Deployment
-from anybatch.rl.gradient_estimate import estimate_gradient, whole_chunks
+from anybatch.rl.gradient_estimate import whole_chunks
 from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
@@ -19,7 +19,6 @@ from anybatch.rl.policy import Policy
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.task import TaskConstants
-from anybatch.seeds import derive_seed
 
 
 @final
@@ -104,7 +103,7 @@ class SafePolicyGradient(SafeLoop):
             )
         self.env = env
         self.seed = seed
-        self.early_end: EarlyEnd = early_end
+        self.early_end = early_end
         self.num_workers = num_workers
         self.rule = CoordinateRule(
             GaussianShape.of(covariance),
@@ -138,21 +137,14 @@ class SafePolicyGradient(SafeLoop):
     def step(self) -> Iteration:
         """Take one update."""
         deployment, rule = self.deployment, self.rule
-        constants = deployment.constants
-        estimate = estimate_gradient(
-            self.env,
-            deployment.policy,
-            self._next_batch_size,
-            estimator=rule.estimator,
-            discount=constants.discount,
-            horizon=constants.horizon,
-            seed=derive_seed(self.seed, "batch", len(deployment.iterations)),
+        batch = self._new_batch(
+            rule.estimator,
+            baseline=rule.baseline,
             need_ranges=rule.needs_ranges,
             score="clipped" if rule.mode == "paper" else "drawn",
-            early_end=self.early_end,
-            baseline=rule.baseline,
-            num_workers=self.num_workers,
         )
+        batch.draw(self._next_batch_size)
+        estimate = batch.estimate()
         deployment.observe(estimate)
         decision = rule.decide(estimate, deployment.constants)
         iteration = deployment.update(

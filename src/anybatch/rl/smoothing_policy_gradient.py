@@ -12,7 +12,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.gradient_estimate import GradientBatch, whole_chunks
+from anybatch.rl.gradient_estimate import whole_chunks
 from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
@@ -22,7 +22,6 @@ from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.smoothing_rule import SmoothingRule, VectorBoundName
 from anybatch.rl.task import TaskConstants
-from anybatch.seeds import derive_seed
 
 
 @final
@@ -99,7 +98,7 @@ class SmoothingPolicyGradient(SafeLoop):
             raise InputError(f"growth must be at least 1 and finite; got {growth}. 1 adds mini-batches, 2 doubles.")
         self.env = env
         self.seed = seed
-        self.early_end: EarlyEnd = early_end
+        self.early_end = early_end
         self.num_workers = num_workers
         self.growth = growth
         self.warm_start = warm_start
@@ -156,23 +155,12 @@ class SmoothingPolicyGradient(SafeLoop):
     def _collect(self, number: int) -> tuple[GradientEstimate, SmoothingStep, float]:
         """Draw trajectories until they are enough for update `number`, or the most there may be."""
         deployment, rule = self.deployment, self.rule
-        constants = deployment.constants
-        batch = GradientBatch(
-            self.env,
-            deployment.policy,
-            estimator=rule.estimator,
-            discount=constants.discount,
-            horizon=constants.horizon,
-            seed=derive_seed(self.seed, "batch", number - 1),
-            early_end=self.early_end,
-            baseline=rule.baseline,
-            num_workers=self.num_workers,
-        )
+        batch = self._new_batch(rule.estimator, baseline=rule.baseline)
         size, check = self.next_batch_size, 1
         while True:
             batch.draw(size)
             estimate = batch.estimate()
-            seen = constants.observe(estimate)
+            seen = deployment.constants.observe(estimate)
             step, best_high = rule.decide(estimate, seen, iteration=number, check=check, best_high=self._best_high)
             if step.is_enough or batch.num_trajectories + rule.mini_batch_size > rule.max_batch_size:
                 deployment.observe(estimate)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any
 
-import torch
-
-from anybatch.errors import AnybatchError, InputError
+from anybatch.errors import AnybatchError
 from anybatch.train.comparison import Comparison, RankedBy, Run, join_runs
 from anybatch.train.comparison_checks import as_int, check_comparison, check_modules
 from anybatch.train.comparison_warnings import try_evaluation, warn_after, warn_before
 from anybatch.train.environment import describe_environment
-from anybatch.train.jobs import epochs_of_first_rate, plan_jobs
+from anybatch.train.jobs import Job, epochs_of_first_rate, plan_jobs
 from anybatch.train.loop import start_training
 from anybatch.train.progress import Progress, silent
 from anybatch.train.recipes import Recipe, find_recipes
-from anybatch.train.runtime import Runtime
+from anybatch.train.runtime import Autocast, Runtime
 from anybatch.train.shared_work import SharedWork
 from anybatch.workload import Workload
-
-Autocast = Literal["bfloat16"]
 
 
 def compare(
@@ -85,9 +81,7 @@ def compare(
         >>> [(row.batch_size, row.updates) for row in found.table]
         [(32, 22), (64, 11)]
     """
-    if autocast is not None and autocast not in get_args(Autocast):
-        raise InputError(f"autocast must be one of {', '.join(get_args(Autocast))}; got {autocast!r}.")
-    runtime = Runtime.detect(device, getattr(torch, autocast) if autocast else None)
+    runtime = Runtime.detect(device, autocast)
     chosen = find_recipes(recipes)
     settings = {
         "batch_sizes": [as_int(batch_size) for batch_size in batch_sizes],
@@ -103,45 +97,55 @@ def compare(
         "device": str(runtime.device),
         "runs": str(runs),
     }
-    check_comparison(workload, runtime, settings, chosen)
+    jobs, warnings = _prepare(workload, runtime, chosen, settings, tensorboard)
+    work = SharedWork(workload, runtime, jobs, checkpoint_seconds, num_workers, progress)
+    first_rate = epochs_of_first_rate(workload, runtime)
+    try:
+        work.read() if finished_only else work.do()
+    except AnybatchError as error:
+        error.partial = _join(work, chosen, settings, warnings, first_rate)
+        raise
+    return _join(work, chosen, settings, warnings, first_rate)
+
+
+def _prepare(
+    workload: Workload, runtime: Runtime, recipes: Sequence[Recipe], settings: dict[str, Any], tensorboard: bool
+) -> tuple[list[Job], list[str]]:
+    """Refuse what cannot be compared, and return the runs with what is to be warned of before them."""
+    check_comparison(workload, runtime, settings, recipes)
     training = start_training(workload, Runtime(runtime.device), seed=0)
-    check_modules(workload, runtime, training.model, settings, chosen)
-    takes_eval_loss, warnings = try_evaluation(workload, runtime, training.model)
-    warnings = (*warnings, *warn_before(workload, runtime, training, chosen, settings))
+    check_modules(workload, runtime, training.model, settings, recipes)
+    takes_eval_loss, of_evaluation = try_evaluation(workload, runtime, training.model)
+    warnings = [*of_evaluation, *warn_before(workload, runtime, training, recipes, settings)]
     jobs = plan_jobs(
         workload,
         runtime,
-        chosen,
+        recipes,
         training.optimizer,
         settings,
         takes_eval_loss=takes_eval_loss,
         tensorboard=tensorboard,
     )
-    del training  # its memory
-    first_rate = epochs_of_first_rate(workload, runtime)
-    work = SharedWork(workload, runtime, jobs, checkpoint_seconds, num_workers, progress)
+    return jobs, warnings
 
-    def joined() -> Comparison:
-        finished = tuple(job.run(work.results[job.folder.path], workload, first_rate) for job in work.finished())
-        metric = _ranked_by(workload, finished)
-        return Comparison(
-            workload=workload.name,
-            settings=settings,
-            environment=describe_environment(runtime),
-            metric=metric,
-            recipes=chosen,
-            runs=finished,
-            table=join_runs(finished, metric),
-            warnings=(*warnings, *warn_after(finished)),
-            partial=len(finished) < len(jobs),
-        )
 
-    try:
-        work.read() if finished_only else work.do()
-    except AnybatchError as error:
-        error.partial = joined()
-        raise
-    return joined()
+def _join(
+    work: SharedWork, recipes: tuple[Recipe, ...], settings: dict[str, Any], warnings: Sequence[str], first_rate: float
+) -> Comparison:
+    """Put what is finished side by side."""
+    runs = tuple(job.run(work.results[job.folder.path], work.workload, first_rate) for job in work.finished())
+    metric = _ranked_by(work.workload, runs)
+    return Comparison(
+        workload=work.workload.name,
+        settings=settings,
+        environment=describe_environment(work.runtime),
+        metric=metric,
+        recipes=recipes,
+        runs=runs,
+        table=join_runs(runs, metric),
+        warnings=(*warnings, *warn_after(runs)),
+        partial=len(runs) < len(work.jobs),
+    )
 
 
 def _ranked_by(workload: Workload, runs: Sequence[Run]) -> RankedBy:

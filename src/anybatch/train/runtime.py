@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 
 from anybatch.errors import InputError
+
+Autocast = Literal["bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,22 @@ class Runtime:
     autocast: torch.dtype | None = None
 
     @classmethod
-    def detect(cls, device: str | None = None, autocast: torch.dtype | None = None) -> Runtime:
+    def detect(cls, device: str | None = None, autocast: Autocast | None = None) -> Runtime:
         """Find the device and, where a process group stands, the rank.
 
         Args:
             device: as torch names it; default: the local rank's CUDA device, else the CPU.
-            autocast: see the class.
+            autocast: name of the dtype of the forward pass, or None.
 
         Returns:
             The runtime; on CUDA the device is made current.
 
         Raises:
-            InputError: no such device.
+            InputError: no such device, or another precision.
         """
+        if autocast is not None and autocast not in get_args(Autocast):
+            raise InputError(f"autocast must be one of {', '.join(get_args(Autocast))}; got {autocast!r}.")
+        dtype = None if autocast is None else getattr(torch, autocast)
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         try:
             chosen = torch.device(device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
@@ -54,8 +59,8 @@ class Runtime:
             chosen = chosen if chosen.index is not None else torch.device("cuda", local_rank)
             torch.cuda.set_device(chosen)
         if dist.is_available() and dist.is_initialized():
-            return cls(chosen, dist.get_rank(), dist.get_world_size(), autocast)
-        return cls(chosen, autocast=autocast)
+            return cls(chosen, dist.get_rank(), dist.get_world_size(), dtype)
+        return cls(chosen, autocast=dtype)
 
     def precision(self) -> AbstractContextManager[object]:
         """Return the autocast context of a forward pass."""

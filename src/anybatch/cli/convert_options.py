@@ -1,0 +1,20 @@
+"""Which options are those of `anybatch convert` alone?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anybatch.cli.common_options import WORKLOAD
+from anybatch.nn.conversion_targets import Kind
+
+Workload = Annotated[str, typer.Argument(help=f"{WORKLOAD}.")]
+To = Annotated[Kind, typer.Option(help="What batch norm becomes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to convert. \\[default: fresh ones]")]
+Save = Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")]
+Option = Annotated[
+    list[str] | None, typer.Option(help="Of the kind, as name=value, such as micro_batch_size=2; may be repeated.")
+]
