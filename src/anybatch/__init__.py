@@ -14,7 +14,7 @@ from anybatch.probing import ProbeInterrupted, ProbeResult, Verification, probe,
 from anybatch.train.compare import compare
 from anybatch.train.comparison import Comparison
 from anybatch.train.plan import ModuleRates
-from anybatch.train.recipe_kinds import LayerwiseRecipe, NormRecipe, Recipe
+from anybatch.train.recipe_kinds import DetectorRecipe, LayerwiseRecipe, NormRecipe, Recipe
 from anybatch.workload import Metric, Milestones, Workload
 
 __version__ = version("anybatch")
@@ -35,6 +35,7 @@ __all__ = [
     "NoiseMonitor",
     # which recipe keeps it good at another one
     "Comparison",
+    "DetectorRecipe",
     "LayerwiseRecipe",
     "ModuleRates",
     "NormRecipe",

@@ -257,4 +257,7 @@ WORKLOADS: dict[str, str] = {
     "scenes-retinanet": "anybatch.workloads.scenes:scenes_retinanet",
     "scenes-semantic-fpn": "anybatch.workloads.scenes:scenes_semantic_fpn",
     "scenes-panoptic-fpn": "anybatch.workloads.scenes:scenes_panoptic_fpn",
+    "coco-faster-rcnn": "anybatch.workloads.coco:coco_faster_rcnn",
+    "coco-mask-rcnn": "anybatch.workloads.coco:coco_mask_rcnn",
+    "coco-retinanet": "anybatch.workloads.coco:coco_retinanet",
 }

@@ -142,3 +142,40 @@ class LayerwiseRecipe(Recipe):
                 f"clip_share of recipe {self.name!r} must be two shares that ascend, beside a clip_norm; got "
                 f"{self.clip_share} and clip_norm {self.clip_norm}."
             )
+
+
+@dataclass(frozen=True)
+class DetectorRecipe(LayerwiseRecipe):
+    """Detectors as AGVM's authors train them with SGD: rate, warm-up and clipping follow from the batch size.
+
+    `detector_schedule` says how; the rate is relative to the workload's own at its base batch size. Of AGVM, start and
+    interval follow too.
+
+    Attributes:
+        rates: batch size -> rate where it is not that of `detector_rate`.
+
+    Raises:
+        InputError: something is given that follows from the batch size.
+
+    Example:
+        >>> DetectorRecipe("without AGVM", agvm=None).clip_norm
+        1.0
+    """
+
+    clip_norm: float | None = 1.0
+    agvm: ModuleRates | None = field(default_factory=ModuleRates)
+    warmup_start: float = 0.001
+    rates: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup_share", "warmup_epochs", "clip_share", "agvm_share", "adapts_regime", "optimizer"):
+            if getattr(self, name):
+                raise InputError(
+                    f"{name} of recipe {self.name!r} must be left out, since the batch size decides it; got "
+                    f"{getattr(self, name)!r}. Give a LayerwiseRecipe to choose it."
+                )
+        if self.lr_rule != "none":
+            raise InputError(
+                f"lr_rule of recipe {self.name!r} must be 'none', since it has a rule of its own; got {self.lr_rule!r}."
+            )

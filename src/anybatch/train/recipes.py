@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from anybatch.decide.lr_scaling import Family
 from anybatch.decide.regime import Regime, large_batch_regime
 from anybatch.errors import InputError
+from anybatch.train.detector_schedule import plan_detector
 from anybatch.train.plan import AS_IT_IS, LayerwisePlan, ModuleRates, NormPlan, Plan
-from anybatch.train.recipe_kinds import LayerwiseRecipe, NormRecipe, Recipe
+from anybatch.train.recipe_kinds import DetectorRecipe, LayerwiseRecipe, NormRecipe, Recipe
 from anybatch.train.timm_optimizers import published_rate
 from anybatch.workload import Milestones, Workload
 
@@ -95,6 +96,12 @@ RECIPES: Mapping[str, Recipe] = {
             lr_rule="sqrt",
             optimizer="lamb",
         ),
+        DetectorRecipe(
+            "agvm-faster-rcnn",
+            "AGVM with the rate, warm-up and clipping published with it for Faster R-CNN (Xue et al. 2022)",
+            rates={512: 0.38},
+        ),
+        DetectorRecipe("agvm-mask-rcnn", "agvm-faster-rcnn, but for its rate at 512, as published for Mask R-CNN"),
     )
 }
 
@@ -166,6 +173,8 @@ def plan_training(
         noise_variance=regime.noise_variance if recipe.adds_noise else 0.0,
         resets_momentum=recipe.resets_momentum,
     )
+    if isinstance(recipe, DetectorRecipe):
+        return plan_detector(recipe, plan, workload, batch_size, optimizer)
     if isinstance(recipe, LayerwiseRecipe):
         return _layerwise(recipe, plan, workload, batch_size)
     if not isinstance(recipe, NormRecipe):

@@ -1,4 +1,4 @@
-"""How are scenes written for other tools, and what do COCO's evaluators read?"""
+"""How are annotations written for other tools, and what do COCO's evaluators read?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from anybatch.errors import InputError
 from anybatch.workloads.torchvision_sets import import_torchvision
 
 Records = dict[str, list[dict[str, Any]]]
+CROWD = "crowd_"  # before the names of what is in a target but not trained on
 
 
 def to_coco(targets: Iterable[Mapping[str, Tensor]], class_names: Sequence[str]) -> Records:
     """Return annotations in COCO's format, as its evaluators and label tools read them.
 
     Args:
-        targets: one per image: `masks` (K, H, W), `boxes` (K, 4) as x1, y1, x2, y2 and `labels` (K,) from 1.
+        targets: one per image, see `describe_image`.
         class_names: of label 1 and up.
 
     Returns:
@@ -38,25 +39,65 @@ def to_coco(targets: Iterable[Mapping[str, Tensor]], class_names: Sequence[str])
     Source:
         Lin et al. 2014, "Microsoft COCO", and the format page of its site.
     """
+    return join_images([describe_image(target) for target in targets], class_names)
+
+
+def describe_image(target: Mapping[str, Tensor]) -> Records:
+    """Return what `to_coco` says of one image, before it has a number.
+
+    Args:
+        target: `boxes` (K, 4) as x1, y1, x2, y2, `labels` (K,) from 1 and, unless boxes are all that is known, `masks`
+            (K, H, W); perhaps the same of crowds, `crowd_boxes` and so on.
+
+    Returns:
+        `images`, of one record, and `annotations`.
+    """
+    size: dict[str, Any] = {}
+    if "masks" in target:
+        size["height"], size["width"] = target["masks"].shape[1:]
+    return {"images": [size], "annotations": [*_annotations(target, ""), *_annotations(target, CROWD)]}
+
+
+def join_images(described: Sequence[Records], class_names: Sequence[str]) -> Records:
+    """Number images and annotations.
+
+    Args:
+        described: by `describe_image`.
+        class_names: of label 1 and up.
+
+    Returns:
+        As for `to_coco`.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image_id, target in enumerate(targets, start=1):
-        height, width = target["masks"].shape[1:]
-        images.append({"id": image_id, "height": height, "width": width, "file_name": f"{image_id:06d}.png"})
-        for mask, box, label in zip(target["masks"], target["boxes"].tolist(), target["labels"].tolist(), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label,
-                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                    "area": int(mask.count_nonzero()),
-                    "iscrowd": 0,
-                    "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
-                }
-            )
+    for image_id, described_image in enumerate(described, start=1):
+        images += [
+            {"id": image_id, **record, "file_name": f"{image_id:06d}.png"} for record in described_image["images"]
+        ]
+        for annotation in described_image["annotations"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _annotations(target: Mapping[str, Tensor], prefix: str) -> list[dict[str, Any]]:
+    if f"{prefix}boxes" not in target:
+        return []
+    boxes, labels = target[f"{prefix}boxes"].tolist(), target[f"{prefix}labels"].tolist()
+    masks = target.get(f"{prefix}masks")
+    annotations = []
+    for index, ((x1, y1, x2, y2), label) in enumerate(zip(boxes, labels, strict=True)):
+        annotation: dict[str, Any] = {
+            "category_id": label,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": int(prefix == CROWD),
+        }
+        if masks is not None:
+            annotation["area"] = int(masks[index].count_nonzero())
+            annotation["segmentation"] = {"size": list(masks.shape[1:]), "counts": run_lengths(masks[index])}
+        annotations.append(annotation)
+    return annotations
 
 
 def run_lengths(mask: Tensor) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
-from anybatch.workloads.coco_format import run_lengths, to_coco
+from anybatch.workloads.coco_format import Records, describe_image, join_images
 
 Batch = tuple[Tensor, list[dict[str, Tensor]]]
 Kind = Literal["bbox", "segm"]
@@ -33,10 +33,10 @@ class AveragePrecision:
     """
 
     def __init__(self, class_names: Sequence[str], kinds: Sequence[Kind] = ("bbox",)) -> None:
-        _import_evaluator()
+        import_evaluator()
         self._class_names = list(class_names)
         self._kinds = tuple(kinds)
-        self._targets: list[dict[str, Tensor]] = []
+        self._truth: list[Records] = []
         self._found: list[list[dict[str, Any]]] = []
 
     def update(self, model: nn.Module, batch: Batch) -> None:
@@ -49,14 +49,14 @@ class AveragePrecision:
 
         Args:
             found: per image `boxes` (K, 4), `scores` (K,), `labels` (K,) and, for "segm", `masks` (K, 1, H, W).
-            targets: per image as of `SceneSet`.
+            targets: per image as for `describe_image`; what is found in crowds counts neither for nor against.
         """
         self._found += [_records(image, with_masks="segm" in self._kinds) for image in found]
-        self._targets += [{name: target[name].cpu() for name in ("boxes", "labels", "masks")} for target in targets]
+        self._truth += [describe_image(target) for target in targets]
 
     def merge(self, other: Self) -> None:
         """Add the images of another rank."""
-        self._targets += other._targets
+        self._truth += other._truth
         self._found += other._found
 
     def compute(self) -> dict[str, float]:
@@ -68,17 +68,17 @@ class AveragePrecision:
         return figures
 
     def _evaluate(self, kind: str) -> tuple[float, float]:
-        library = _import_evaluator()
+        library = import_evaluator()
         found = [
             {**record, "image_id": image_id}
             for image_id, records in enumerate(self._found, start=1)
             for record in records
         ]
-        if not self._targets:
+        if not self._truth:
             return float("nan"), float("nan")
         if not found:
             return 0.0, 0.0
-        truth = library.COCO(to_coco(self._targets, self._class_names))
+        truth = library.COCO(join_images(self._truth, self._class_names))
         evaluation = library.COCOeval_faster(truth, truth.loadRes(found), iouType=kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -233,13 +233,23 @@ def _records(found: dict[str, Tensor], *, with_masks: bool) -> list[dict[str, An
             {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]], "score": score, "category_id": label}
         )
         if with_masks:
-            mask = found["masks"][index, 0] > 0.5
-            records[-1]["segmentation"] = {"size": list(mask.shape), "counts": run_lengths(mask)}
+            mask = (found["masks"][index, 0] > 0.5).byte().numpy(force=True)
+            records[-1]["segmentation"] = import_evaluator().mask.encode(np.asfortranarray(mask))
     return records
 
 
-def _import_evaluator() -> Any:
+def import_evaluator() -> Any:
+    """Import faster-coco-eval.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         return importlib.import_module("faster_coco_eval")
     except ImportError as error:
-        raise InputError("average precision needs faster-coco-eval. Run: pip install 'anybatch[studies]'") from error
+        raise InputError(
+            "average precision, as do masks of COCO, needs faster-coco-eval. Run: pip install 'anybatch[studies]'"
+        ) from error

@@ -162,14 +162,14 @@ class PanopticFPN(nn.Module):
         return model.transform.postprocess(found, prepared.image_sizes, sizes), logits
 
 
-def detection_loss(model: nn.Module, images: Tensor, targets: list[Target]) -> Tensor:
+def detection_loss(model: nn.Module, images: Tensor | list[Tensor], targets: list[Target]) -> Tensor:
     """Return the sum of a detector's losses, in eval mode too.
 
     torchvision's detectors return losses in train mode alone; here their batch norms stay in the mode they are in.
 
     Args:
-        model: from this file, or wrapped in DistributedDataParallel.
-        images: (N, 3, H, W) between 0 and 1.
+        model: from this file, another of torchvision's, or one of them wrapped in DistributedDataParallel.
+        images: (N, 3, H, W) between 0 and 1, or a list of (3, H, W) that differ in size.
         targets: one per image.
 
     Returns:
