@@ -14,7 +14,7 @@ from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient
 from anybatch.rl.promise import FailureCount
 
 FOLDER = Path(__file__).parent.parent / "studies" / "papini_2017_safe_policy_gradients"
-MODULES = ("run", "authors", "lqg_units", "cart_pole_unit", "promise_units", "plan", "workers", "findings", "pages")
+MODULES = ("run", "authors", "lqg_units", "cart_pole_unit", "promise_units", "plan", "units", "findings", "pages")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_curve_is_the_published_loop_with_the_authors_limits(study):
         LQG(), GaussianPolicy(0.0), "chebyshev", delta=0.95, mode="paper", max_batch_size=100_000, seed=0
     )
     expected = loop.run(unit.settings["num_trajectories"])
-    found = unit.do()
+    found = study["plan"].KINDS[unit.kind](**unit.settings)
     assert found["batch_size"] == [update.batch_size for update in expected.iterations]
     assert found["final_performance"] == expected.final_performance
     assert found["theta"][-1] == expected.parameters[0]
@@ -110,31 +110,29 @@ def test_a_cart_pole_with_a_longer_pole_starts_where_the_authors_did(study):
 # sharing
 
 
-class Counted:
-    """A unit that counts how often it is done."""
+def test_a_unit_is_done_once_and_again_only_where_it_was_killed(study, tmp_path):
+    units, times = study["units"], []
 
-    kind, label, settings, seconds, name = "curve", "x", {"seed": 0}, 1.0, "curve-x"
-
-    def __init__(self):
-        self.times = 0
-
-    def do(self):
-        self.times += 1
-        if self.times == 1:
+    def count(seed):
+        times.append(seed)
+        if len(times) == 1:
             raise KeyboardInterrupt
         return {"value": 3}
 
-
-def test_a_unit_is_done_once_and_again_only_where_it_was_killed(study, tmp_path):
-    unit, workers = Counted(), study["workers"]
+    unit, kinds = units.Unit("curve", "x", {"seed": 0}, 1.0), {"curve": count}
     with pytest.raises(KeyboardInterrupt):
-        workers.do_units([unit], tmp_path)
-    assert workers.read_results([unit], tmp_path) == {}
-    workers.do_units([unit], tmp_path)
-    workers.do_units([unit], tmp_path)
-    assert unit.times == 2
-    [(_, result)] = workers.read_results([unit], tmp_path)["curve"]
+        units.do_units([unit], kinds, tmp_path)
+    assert units.read_results([unit], tmp_path) == {}
+    units.do_units([unit], kinds, tmp_path)
+    units.do_units([unit], kinds, tmp_path)
+    assert times == [0, 0]
+    [(_, result)] = units.read_results([unit], tmp_path)["curve"]
     assert result["value"] == 3
+
+
+def test_a_unit_keeps_its_name_so_that_finished_ones_are_found(study):
+    unit = study["units"].Unit("fixed-steps", "0.5 100", {"seed": 1, "start": -0.5}, 1.0)
+    assert unit.name == "fixed-steps-0.5_100-2a0bb791c9"
 
 
 def test_a_failing_worker_ends_the_study_with_a_sentence(tmp_path):
@@ -211,12 +209,12 @@ def test_a_promise_is_judged_with_its_control(study, rows, verdict):
 
 
 def test_price_is_the_batch_used_over_those_of_the_oracles(study):
-    plan, label = study["plan"], "chebyshev_gpomdp_005"
+    plan, unit, label = study["plan"], study["units"].Unit, "chebyshev_gpomdp_005"
     known = [
-        (plan.Unit("moments", "gpomdp", {"theta": theta}, 1.0), {"gradient": 10.0, "std": 10.0, "range": 100.0})
+        (unit("moments", "gpomdp", {"theta": theta}, 1.0), {"gradient": 10.0, "std": 10.0, "range": 100.0})
         for theta in plan.THETAS
     ]
-    curve = (plan.Unit("curve", label, {"num_trajectories": 1000, "seed": 0}, 1.0), curve_run())
+    curve = (unit("curve", label, {"num_trajectories": 1000, "seed": 0}, 1.0), curve_run())
     [row] = study["findings"].price_rows({"moments": known, "curve": [curve]})
     assert row["true_variance"] == 3 * math.ceil(12.6846584384 / 0.05)
     assert row["sign"] == 3 * math.ceil(norm.ppf(0.95) ** 2)

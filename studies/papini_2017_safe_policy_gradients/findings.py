@@ -9,25 +9,16 @@ from typing import Any
 
 import numpy as np
 from authors import CHECKPOINTS, CURVES, IMPROVEMENT_RATES, STEP_SIZES
-from plan import Unit
 from promise_units import BOUNDS
 from scipy.stats import norm, t
+from units import Results, by_label
 
 from anybatch.decide import error_bounds
 from anybatch.decide.safe_step import BEST_ERROR, optimal_batch_size
 from anybatch.rl.promise import FailureCount
 
-Results = Mapping[str, Sequence[tuple[Unit, dict[str, Any]]]]
 CONFIDENCE = 0.95  # of the sign, for the oracle that has to know no more
 LARGEST = 10**12
-
-
-def by_label(results: Results, kind: str) -> dict[str, list[dict[str, Any]]]:
-    """Return the results of a kind by label, a list over seeds each."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for unit, result in results.get(kind, []):
-        found.setdefault(unit.label, []).append(result | {"seed": unit.settings.get("seed", 0)})
-    return {label: sorted(runs, key=lambda run: run["seed"]) for label, runs in found.items()}
 
 
 def budget(results: Results, kind: str = "curve") -> int:

@@ -12,10 +12,10 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from authors import CHECKPOINTS, CURVES
-from findings import Results
 from matplotlib.axes import Axes
 from promise_units import BOUNDS
 from reporting import claims_section, rewrite_results
+from units import Results, by_label
 from verdicts import Claim
 
 MOST_POINTS = 400
@@ -27,7 +27,7 @@ def draw(results: Results, found: Mapping[str, Any], folder: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "papini 2017"
     figure, axes = plt.subplots(2, 3, figsize=(16, 9), layout="constrained")
-    runs = findings.by_label(results, "curve")
+    runs = by_label(results, "curve")
     for axis, number in zip(axes[0, :2], "12", strict=True):
         labels = [label for label in runs if number in CURVES[label].figure]
         _draw_curves(axis, {label: runs[label] for label in labels})
@@ -41,7 +41,7 @@ def draw(results: Results, found: Mapping[str, Any], folder: Path) -> None:
         axes[1, 0].plot(total[places], np.array(step)[places], lw=1, color=colour)
     axes[0, 2].set(title="Batch size, colours as in figures 1 and 2", xlabel="trajectories", yscale="log")
     axes[1, 0].set(title="Step size, likewise", xlabel="trajectories", yscale="log")
-    _draw_poles(axes[1, 1], findings.by_label(results, "cart-pole"))
+    _draw_poles(axes[1, 1], by_label(results, "cart-pole"))
     _draw_failures(axes[1, 2], found["failures"])
     for axis in axes.flat:
         axis.grid(alpha=0.25)

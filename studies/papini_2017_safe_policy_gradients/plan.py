@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from authors import CURVES, FIXED_BATCH, IMPROVEMENT_RATES, RATES_START, STEP_SIZES
 from cart_pole_unit import run_cart_pole
 from lqg_units import measure_moments, run_curve, run_fixed_steps
 from promise_units import BOUNDS, NUM_STARTS, count_runs, count_updates
+from units import Kinds, Unit
 
 THETAS = (0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.55, -0.58)  # along every curve
 DELTAS = (0.05, 0.25)
 RUN_CONTROL = 1000.0  # divides the error of whole runs
 SECONDS_PER_TRAJECTORY, SECONDS_PER_BATCH, CART_POLE_SECONDS = 3.5e-7, 1.5e-3, 3.3e-5  # on a quiet core, about
 
-KINDS: Mapping[str, Callable[..., dict[str, Any]]] = {
+KINDS: Kinds = {
     "curve": run_curve,
     "fixed-batch": run_curve,
     "fixed-steps": run_fixed_steps,
@@ -65,33 +63,6 @@ SCALES = {
     "quick": Scale(1_000_000, 1, 1, 200_000, 1, 100_000, 1, 200, 10_000, 100, 200_000),
     "full": Scale(30_000_000, 5, 3, 1_000_000, 2, 1_150_000, 3, 250, 40_000, 500, 1_000_000),
 }
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One piece of work, decided by its settings alone.
-
-    Attributes:
-        kind: one of `KINDS`.
-        label: what it is of, for those who read its result.
-        settings: plain arguments of the kind's function.
-        seconds: about, on a quiet core.
-    """
-
-    kind: str
-    label: str
-    settings: Mapping[str, Any]
-    seconds: float
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        digest = hashlib.sha256(json.dumps(dict(self.settings), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.kind}-{self.label}-{digest}".replace(" ", "_")
-
-    def do(self) -> dict[str, Any]:
-        """Do it and return what came of it, as plain values."""
-        return KINDS[self.kind](**self.settings)
 
 
 def plan_units(scale: Scale) -> list[Unit]:

@@ -10,7 +10,6 @@ another terminal.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -26,10 +25,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 import findings
 import pages
 from authors import CART_POLE, CHECKPOINTS, CURVES, FIXED_BATCH
-from findings import Results
-from plan import SCALES, Unit, plan_units
+from plan import KINDS, SCALES, plan_units
+from units import Results, Unit, by_label, do_units, read_arguments, read_results, run_units
 from verdicts import Claim
-from workers import do_units, read_results, share_units
 
 from anybatch import AnybatchError
 from anybatch.rl import LQG
@@ -85,7 +83,7 @@ def _judge_averages(rows: dict[str, dict[str, Any]]) -> Iterator[Claim]:
 
 
 def _judge_fixed_batches(results: Results) -> Iterator[Claim]:
-    for label, runs in findings.by_label(results, "fixed-batch").items():
+    for label, runs in by_label(results, "fixed-batch").items():
         averages = [findings.average_return(run) for run in runs]
         mean, theirs = statistics.mean(averages), FIXED_BATCH[int(label)]
         yield Claim(
@@ -125,7 +123,7 @@ def _judge_curves(rows: dict[str, dict[str, Any]]) -> Iterator[Claim]:
 
 
 def _judge_orders(results: Results, rows: dict[str, dict[str, Any]]) -> Iterator[Claim]:
-    runs = findings.by_label(results, "curve")
+    runs = by_label(results, "curve")
     at_equal = [[f"chebyshev_reinforce_{delta}", f"chebyshev_gpomdp_{delta}"] for delta in ("095", "075", "050")]
     deltas = [
         [f"chebyshev_gpomdp_{delta}" for delta in ("005", "025", "050", "075", "095")],
@@ -164,7 +162,7 @@ def _is_above(runs: dict[str, list[dict[str, Any]]], low: str, high: str, point:
 def _judge_growth(results: Results) -> Iterator[Claim]:
     best = BEST_STEP / _penalty()
     growths, steps, seeds = [], [], 0
-    for label, runs in findings.by_label(results, "curve").items():
+    for label, runs in by_label(results, "curve").items():
         if "chebyshev" not in label or min(len(run["batch_size"]) for run in runs) < FEW:
             continue
         seeds = len(runs)
@@ -317,7 +315,7 @@ def summarize(results: Results, units: Sequence[Unit], size: str) -> dict[str, A
         "curves": findings.curve_rows(results),
         "fixed_batches": {
             batch: [findings.average_return(run) for run in runs]
-            for batch, runs in findings.by_label(results, "fixed-batch").items()
+            for batch, runs in by_label(results, "fixed-batch").items()
         },
         "improvement_rates": findings.rate_rows(results),
         "cart_pole": findings.pole_rows(results),
@@ -329,42 +327,16 @@ def summarize(results: Results, units: Sequence[Unit], size: str) -> dict[str, A
     }
 
 
-def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line's options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in SCALES:
-        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the work, one thread each")
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all units")
-    parser.add_argument("--finished-only", action="store_true", help="run nothing, show what is finished")
-    parser.add_argument("--data-root", type=Path, help="has no effect: nothing is read; every study takes it")
-    parser.add_argument("--json", type=Path, help="write rows and claims, and figures.svg beside them")
-    parser.add_argument("--work", action="store_true", help="be one of the workers")
-    return parser.parse_args(arguments)
-
-
-def run_units(units: Sequence[Unit], arguments: argparse.Namespace) -> None:
-    """Say what is left to do and for how long, and let the workers do it."""
-    done = {unit.name for found in read_results(units, arguments.runs).values() for unit, _ in found}
-    left = [unit for unit in units if unit.name not in done]
-    minutes = sum(unit.seconds for unit in left) / arguments.workers / 60
-    print(f"{len(left)} of {len(units)} units to do, about {minutes:.1f} minutes on {arguments.workers} quiet cores")
-    if left:
-        sys.stdout.flush()
-        share_units(arguments.workers, [f"--{arguments.size}", "--runs", str(arguments.runs), "--work"])
-
-
 def main() -> int:
     """Do the units that are asked for and say what they show; return the exit code."""
-    arguments = read_arguments()
+    arguments = read_arguments(__doc__, SCALES, HERE / "runs")
     units = plan_units(SCALES[arguments.size])
     try:
         if arguments.work:
-            do_units(units, arguments.runs)
+            do_units(units, KINDS, arguments.runs)
             return 0
         if not arguments.finished_only:
-            run_units(units, arguments)
+            run_units(__file__, units, arguments)
         results = read_results(units, arguments.runs)
         found = summarize(results, units, arguments.size)
     except AnybatchError as error:
