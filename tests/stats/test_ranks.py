@@ -16,7 +16,8 @@ from stats.nets import PART_SIZES, BodyAndHead, mean_loss, stack
 
 from anybatch.stats import MicroBatches, Ranks
 
-JOIN_TIMEOUT = 120.0  # seconds
+JOIN_TIMEOUT = 300.0  # seconds
+PRELOADED = ["stats.ranks_worker", "torch.distributed.fsdp", "torch._dynamo"]  # what takes seconds to import
 # float32 gradients, averaged over ranks in another order than on one device
 FLOAT32 = {"rtol": 1e-5, "atol": 0.0}
 
@@ -24,7 +25,8 @@ FLOAT32 = {"rtol": 1e-5, "atol": 0.0}
 def run_ranks(world_size: int, folder: Path, run: Callable[..., None] = ranks_worker.run) -> list[dict[str, Any]]:
     """Run the worker on every rank; return what each found. Processes that hang are killed."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     processes = [
         context.Process(target=run, args=(rank, world_size, store.port, str(folder))) for rank in range(world_size)
     ]

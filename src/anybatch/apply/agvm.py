@@ -36,7 +36,8 @@ class AGVM:
     Args:
         optimizer: any of torch's except LBFGS, which has one group alone; its param groups may have rates of their own.
             Of one that wraps another, as Lookahead and Accelerate's do, the inner one.
-        model: whose parameters it updates; wrapped or not. Of those that are unfrozen later nothing is known.
+        model: whose parameters it updates; wrapped, sharded by fully_shard, or neither. Of those that are unfrozen
+            later nothing is known.
         module_prefixes: see `group_parameters`; "auto" for those of a detector or segmenter, as
             `anybatch.stats.find_predictor_modules` finds them.
         anchor: the module that keeps its rate, which the base rate must suit.

@@ -16,7 +16,7 @@ from anybatch.decide.noise_scale import NoiseScale, estimate_noise_scale
 from anybatch.errors import InputError
 from anybatch.stats import GradientMoments, MicroBatches, ModulePrefixes, PerSample, Ranks
 from anybatch.stats.geometry import choose_preconditioner
-from anybatch.stats.groups import find_ddp, group_parameters
+from anybatch.stats.groups import find_ddp, find_fully_sharded, group_parameters
 from anybatch.stats.moments import Geometry
 
 Source = Literal["auto", "micro_batches", "ranks", "per_sample"]
@@ -28,12 +28,13 @@ STATE_VERSION = 1
 class NoiseMonitor:
     """Measure every so many steps of any loop, and do nothing on the steps between.
 
-    Where a model is data-parallel over several ranks they are compared; where a step accumulates, its micro-batches; a
-    step of one micro-batch on one device is measured by sample, which needs the forward pass inside `sub_batch()` too.
-    Numerator and denominator of the noise scale are averaged over the last `window` measurements, each for itself.
+    Where a model is data-parallel over several ranks they are compared; where a step accumulates, its micro-batches,
+    the only way under fully_shard; a step of one micro-batch on one device is measured by sample, which needs the
+    forward pass inside `sub_batch()` too. Numerator and denominator of the noise scale are averaged over the last
+    `window` measurements, each for itself.
 
     Args:
-        model: what is trained; in DistributedDataParallel where there are ranks.
+        model: what is trained; where there are ranks, in DistributedDataParallel or sharded by fully_shard.
         every: steps from one measurement to the next; the first step is never measured.
         window: measurements that are averaged.
         module_prefixes: see `group_parameters`.
@@ -47,7 +48,8 @@ class NoiseMonitor:
 
     Raises:
         InputError: every or window are too small, an unknown source, or a geometry that does not fit the optimizer; at
-            the first `finish()`, steps of one micro-batch on one device with batch norm in train mode.
+            the first `finish()`, steps of one micro-batch under fully_shard, or on one device with batch norm in train
+            mode.
 
     Example:
         >>> import torch
@@ -260,9 +262,10 @@ class NoiseMonitor:
     def _check_measurable(self) -> None:
         if self._choose() != "per_sample":
             return
-        if any(isinstance(module, _BatchNorm) and module.training for module in self._model.modules()):
+        has_batch_norm = any(isinstance(module, _BatchNorm) and module.training for module in self._model.modules())
+        if has_batch_norm or find_fully_sharded(self._model):
+            where = "batch norm is in train mode" if has_batch_norm else "fully_shard shards the model"
             raise InputError(
-                "a step must have 2 micro-batches or more where batch norm is in train mode; got 1, whose samples "
-                "cannot be told apart. Accumulate, or cut the batch where monitor.is_due and set "
-                "source='micro_batches'."
+                f"a step must have 2 micro-batches or more where {where}; got 1, whose samples cannot be told apart. "
+                "Accumulate, or cut the batch where monitor.is_due and set source='micro_batches'."
             )

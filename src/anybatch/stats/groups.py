@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,11 +41,24 @@ def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
     return next((module for module in model.modules() if isinstance(module, DistributedDataParallel)), None)
 
 
+def find_fully_sharded(model: nn.Module) -> list[Any]:
+    """Return the modules that `torch.distributed.fsdp.fully_shard` was called on, outermost first.
+
+    Args:
+        model: a module, wrapped or not.
+
+    Returns:
+        The modules themselves; known by name, since to import FSDP takes long.
+    """
+    return [m for m in model.modules() if any(base.__name__ == "FSDPModule" for base in type(m).__mro__)]
+
+
 def group_parameters(model: nn.Module, module_prefixes: ModulePrefixes | None = None) -> dict[str, list[nn.Parameter]]:
     """Assign every trainable parameter to exactly one module group.
 
     Args:
-        model: the model; DistributedDataParallel and torch.compile wrappers are looked through.
+        model: the model; DistributedDataParallel and torch.compile wrappers are looked through. Parameters that
+            fully_shard has gathered for a forward pass are sharded again, as the optimizer knows them.
         module_prefixes: None groups by the model's top-level children (a parameter held by the model itself
             is a group of its own name). A sequence of name prefixes makes one group each; a mapping names
             groups that join several prefixes. A prefix ends at a dot: `head` does not match `header.weight`.
@@ -62,6 +76,8 @@ def group_parameters(model: nn.Module, module_prefixes: ModulePrefixes | None = 
         >>> {name: len(group) for name, group in group_parameters(model).items()}
         {'body': 2, 'head': 2}
     """
+    for module in find_fully_sharded(model):
+        module.reshard()
     names = _names_of_trainable_parameters(unwrap(model))
     if not names:
         raise ValueError("the model must have a trainable parameter; got none. Set requires_grad on some.")

@@ -1,4 +1,4 @@
-"""What do the two halves of a gradient-accumulation step say about each other, on one device?"""
+"""What do the two halves of a gradient-accumulation step say about each other?"""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
 
     Taking turns keeps the halves alike where samples are sorted, and needs no count of the parts beforehand. Changes no
     gradient, parameter, buffer or random state. From the first `sub_batch()` to `finish()` it holds one copy of the
-    gradient, at other times nothing.
+    gradient, at other times nothing. Under `torch.distributed.fsdp.fully_shard` the copy is of this rank's shards, and
+    what `MicroBatches` says of it holds.
 
     Args:
-        model: the model; wrapped by torch.compile or not.
+        model: see `MicroBatches`.
         module_prefixes: see `group_parameters`.
         preconditioner: parameter -> what its gradient is multiplied with, element by element, before norms are taken,
-            such as `AGVM.preconditioner`; it must stay the same during a step. None, or None for a parameter: the
-            gradient as it is.
+            such as `AGVM.preconditioner`; sharded as the parameter is, and the same during a step. None, or None for
+            a parameter: the gradient as it is.
 
     Raises:
+        InputError: a model that fully_shard shards in part, or over a mesh of several axes.
         TypeError: as for `MicroBatches`.
 
     Example:
@@ -51,7 +53,7 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
         module_prefixes: ModulePrefixes | None = None,
         preconditioner: Preconditioner | None = None,
     ) -> None:
-        super().__init__(model, module_prefixes, preconditioner)
+        super().__init__(model, module_prefixes, preconditioner, accepts_shards=True)
         refuse_ranks(model, "MicroBatchHalves", "RankHalves")
         self._first_half: dict[int, Tensor] = {}  # the sum of its gradients
 
@@ -66,7 +68,7 @@ class MicroBatchHalves(SubBatchSource[HalfBatches]):
 
         Raises:
             ValueError: fewer than two parts.
-            RuntimeError: no part at all, or gradients changed since the last `backward()`.
+            RuntimeError: no part at all, gradients changed since the last `backward()`, or another rank failed.
         """
         rows: tuple[Row, Row] = [], []
         for index, parameter in enumerate(self._parameters):

@@ -1,4 +1,4 @@
-"""What does gradient accumulation on one device say about the gradient and its noise?"""
+"""What does gradient accumulation on one device, or with one sharded model, say about the gradient and its noise?"""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from anybatch.stats.sub_batches import SubBatchSource
 
 @final
 class MicroBatches(SubBatchSource[GradientMoments]):
-    """Measure the micro-batches of a gradient-accumulation step, on one device.
+    """Measure the micro-batches of a gradient-accumulation step, on one device or under fully_shard.
 
     Changes no gradient, parameter, buffer or random state, and holds no gradient: hooks live inside
     `sub_batch()` only and reduce each one to a norm.
 
+    Under `torch.distributed.fsdp.fully_shard` a part is what all ranks hold of it: each rank says the size and weight
+    of its own share, as for `Ranks`, and `finish()` is a collective call that gathers a few numbers per module and no
+    gradient. `sub_batch()` sets `set_requires_gradient_sync` and `set_is_last_backward`, so that every `backward()` of
+    a measured step is reduced over ranks; until it is added its gradient lies beside the sum of those before, as one
+    more copy of this rank's shards. Gradients are FSDP's mean over ranks, without a divide factor of your own.
+
     Args:
-        model: the model; wrapped by torch.compile or not.
+        model: the model; wrapped by torch.compile or not, sharded by fully_shard over a mesh of one axis or not.
         module_prefixes: see `group_parameters`.
         geometry: of the norms: "sgd", or "adam" for that of `AdamPreconditioner`.
         optimizer: whose second moments "adam" reads.
 
     Raises:
-        InputError: an unknown geometry, or "adam" without an optimizer of its kind.
-        TypeError: parameters are sharded (FSDP, DTensor), or the model is wrapped in DistributedDataParallel
-            over more than one rank, where `Ranks` is the source.
+        InputError: an unknown geometry, "adam" without an optimizer of its kind, or a model that fully_shard shards in
+            part, or over a mesh of several axes.
+        TypeError: parameters are sharded in another way (FSDP1, tensor parallelism), or the model is wrapped in
+            DistributedDataParallel over more than one rank, where `Ranks` is the source.
 
     Example:
         >>> import torch
@@ -54,7 +61,7 @@ class MicroBatches(SubBatchSource[GradientMoments]):
         geometry: Geometry = "sgd",
         optimizer: Optimizer | None = None,
     ) -> None:
-        super().__init__(model, module_prefixes, choose_preconditioner(geometry, optimizer))
+        super().__init__(model, module_prefixes, choose_preconditioner(geometry, optimizer), accepts_shards=True)
         self._geometry: Geometry = geometry
         refuse_ranks(model, "MicroBatches", "Ranks")
 
@@ -69,6 +76,6 @@ class MicroBatches(SubBatchSource[GradientMoments]):
 
         Raises:
             ValueError: fewer than two parts.
-            RuntimeError: no part at all, or gradients changed since the last `backward()`.
+            RuntimeError: no part at all, gradients changed since the last `backward()`, or another rank failed.
         """
         return GradientMoments.from_parts(self.modules, *self._take_parts(loss_scale), self._geometry)

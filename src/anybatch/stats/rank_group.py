@@ -14,32 +14,16 @@ SAME = 1e-3
 
 
 class RankGroup:
-    """The ranks of a DistributedDataParallel model.
+    """The ranks that a model is trained on.
 
     Args:
-        model: wrapped in DistributedDataParallel, over at least 2 ranks.
-        source: name of the class that measures them.
-        source_of_one: name of the one that measures one device.
-
-    Raises:
-        TypeError: the model is not wrapped in DistributedDataParallel.
-        ValueError: fewer than two ranks.
+        group: of theirs.
     """
 
-    def __init__(self, model: nn.Module, source: str, source_of_one: str) -> None:
-        ddp = find_ddp(model)
-        if ddp is None:
-            raise TypeError(
-                f"{source} needs a DistributedDataParallel model; got {type(model).__name__}. "
-                f"Wrap it, or use anybatch.stats.{source_of_one} on one device."
-            )
-        assert isinstance(ddp.process_group, dist.ProcessGroup)
-        self.ddp: DistributedDataParallel = ddp
-        self.group = ddp.process_group
-        self.size = dist.get_world_size(self.group)
-        self.rank = dist.get_rank(self.group)
-        if self.size < 2:
-            raise ValueError(f"{source} needs at least 2 ranks; got 1. Use anybatch.stats.{source_of_one}.")
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Return every rank's tensor, (W, ...)."""
@@ -83,6 +67,34 @@ class RankGroup:
                 "gradients must be averaged over ranks before finish(); ranks hold different ones. "
                 "Run the last sub_batch() of the step outside no_sync()."
             )
+
+
+def find_ranks(model: nn.Module, source: str, source_of_one: str) -> tuple[DistributedDataParallel, RankGroup]:
+    """Return the data-parallel wrapper of a model and its ranks.
+
+    Args:
+        model: wrapped in DistributedDataParallel, over at least 2 ranks.
+        source: name of the class that measures them.
+        source_of_one: name of the one that measures one device, or a model that fully_shard shards.
+
+    Returns:
+        Both.
+
+    Raises:
+        TypeError: the model is not wrapped in DistributedDataParallel.
+        ValueError: fewer than two ranks.
+    """
+    ddp = find_ddp(model)
+    if ddp is None:
+        raise TypeError(
+            f"{source} needs a DistributedDataParallel model; got {type(model).__name__}. "
+            f"Wrap it, or use anybatch.stats.{source_of_one} on one device or under fully_shard."
+        )
+    assert isinstance(ddp.process_group, dist.ProcessGroup)
+    ranks = RankGroup(ddp.process_group)
+    if ranks.size < 2:
+        raise ValueError(f"{source} needs at least 2 ranks; got 1. Use anybatch.stats.{source_of_one}.")
+    return ddp, ranks
 
 
 def refuse_ranks(model: nn.Module, source: str, source_of_ranks: str) -> None:

@@ -13,7 +13,7 @@ from torch.futures import Future
 
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.half_batches import HalfBatches
-from anybatch.stats.rank_group import RankGroup
+from anybatch.stats.rank_group import find_ranks
 from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
 
 
@@ -58,14 +58,14 @@ class RankHalves(SubBatchSource[HalfBatches]):
         module_prefixes: ModulePrefixes | None = None,
         preconditioner: Preconditioner | None = None,
     ) -> None:
-        self._ranks = RankGroup(ddp_model, "RankHalves", "MicroBatchHalves")
+        ddp, self._ranks = find_ranks(ddp_model, "RankHalves", "MicroBatchHalves")
         super().__init__(ddp_model, module_prefixes, preconditioner)
         self._index_of: dict[Tensor, int] = {parameter: index for index, parameter in enumerate(self._parameters)}
         self._own_half: Row = [None] * len(self._parameters)
         self._is_open = False
         self._middle = self._ranks.size // 2
         try:
-            self._ranks.ddp.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
+            ddp.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
         except RuntimeError as error:
             raise TypeError(
                 "the DistributedDataParallel model must have no communication hook yet; it has one. Make one "

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from anybatch.stats.geometry import choose_preconditioner
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.moments import Geometry, GradientMoments
-from anybatch.stats.rank_group import RankGroup
+from anybatch.stats.rank_group import find_ranks
 from anybatch.stats.sub_batches import SubBatchSource
 
 
@@ -52,7 +52,7 @@ class Ranks(SubBatchSource[GradientMoments]):
         geometry: Geometry = "sgd",
         optimizer: Optimizer | None = None,
     ) -> None:
-        self._ranks = RankGroup(ddp_model, "Ranks", "MicroBatches")
+        _, self._ranks = find_ranks(ddp_model, "Ranks", "MicroBatches")
         super().__init__(ddp_model, module_prefixes, choose_preconditioner(geometry, optimizer))
         self._geometry: Geometry = geometry
 

@@ -1,7 +1,8 @@
 """How is a sub-batch's own gradient seen while gradients accumulate?
 
 A tensor hook on a leaf receives what one `backward()` adds to `p.grad`, before it is added. It is reduced to a
-squared norm inside the hook, so that no gradient outlives the backward pass.
+squared norm inside the hook, so that no gradient outlives the backward pass. Sharded parameters have no such hooks; see
+`Shards`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from anybatch.stats.groups import ModulePrefixes, group_parameters
 from anybatch.stats.moments import widest_dtype
+from anybatch.stats.shards import find_shards, local, refuse_shards
 
 Measurement = TypeVar("Measurement")
 Preconditioner = Callable[[nn.Parameter], Tensor | None]  # what a gradient is multiplied with before its norm is taken
@@ -44,12 +46,14 @@ class SubBatchSource(ABC, Generic[Measurement]):
         model: nn.Module,
         module_prefixes: ModulePrefixes | None = None,
         preconditioner: Preconditioner | None = None,
+        *,
+        accepts_shards: bool = False,
     ) -> None:
         self._preconditioner = preconditioner
         groups = group_parameters(model, module_prefixes)
         self.modules = tuple(groups)
         self._parameters = [parameter for group in groups.values() for parameter in group]
-        _refuse_sharded(model, self._parameters)
+        self._shards = (find_shards if accepts_shards else refuse_shards)(model, self._parameters)
         self._smallest = min(self._parameters, key=torch.Tensor.numel)
         self._smallest_sq_norm: Tensor | None = None
         self._device = self._parameters[0].device
@@ -80,23 +84,18 @@ class SubBatchSource(ABC, Generic[Measurement]):
         self._check_arguments(size, weight)
         self._check_untouched()
         sq_norms: Row = [None] * len(self._parameters)
-        handles = [
-            parameter.register_hook(partial(self._record, sq_norms, index))
-            for index, parameter in enumerate(self._parameters)
-            if parameter.requires_grad
-        ]
+        record = partial(self._record, sq_norms)
         versions = [parameter._version for parameter in self._parameters]
+        watch = _watch_leaves if self._shards is None else self._shards.watch
         try:
-            yield
+            with watch(self._parameters, record):
+                yield
             if all(sq_norm is None for sq_norm in sq_norms):
                 raise RuntimeError("sub_batch() must hold one backward(); no gradient arrived. Move it inside.")
             self._check_accumulated(sq_norms, versions)
         except BaseException:
             self._reset()
             raise
-        finally:
-            for handle in handles:
-                handle.remove()
         self._parts.append(_Part(float(size), weight, sq_norms))
         self._seen = self._fingerprint()
         self._smallest_sq_norm = _grad_sq_norm(self._smallest)
@@ -114,8 +113,14 @@ class SubBatchSource(ABC, Generic[Measurement]):
         """  # noqa: DOC501
         if not self._parts:
             raise RuntimeError("finish() must follow at least one sub_batch(); got none.")
-        self._check_untouched()
-        self._check_scaled()
+        num_parts, num_rows = len(self._parts), len(self._parts if rows is None else rows) + 1
+        try:
+            self._check_untouched()
+            self._check_scaled()
+        except RuntimeError:
+            if self._shards is not None:
+                self._shards.report_failure(num_parts, num_rows * len(self.modules))
+            raise
         sizes = [part.size for part in self._parts]
         factors = [part.size / sum(sizes) if part.weight is None else float(part.weight) for part in self._parts]
         own = [part.sq_norms for part in self._parts] if rows is None else rows
@@ -123,6 +128,8 @@ class SubBatchSource(ABC, Generic[Measurement]):
         self._reset()
         norms = self._per_module([*own, whole])
         norms = norms / torch.as_tensor(loss_scale).to(norms).square()
+        if self._shards is not None:
+            sizes, factors, norms = self._shards.join(sizes, factors, norms)
         return sizes, factors, norms[:-1], norms[-1]
 
     def _sq_norm(self, parameter: nn.Parameter, grad: Tensor) -> Tensor:
@@ -164,7 +171,7 @@ class SubBatchSource(ABC, Generic[Measurement]):
 
     def _check_untouched(self) -> None:
         if self._seen is None:
-            if any(p.grad is not None and bool(p.grad.detach().any()) for p in self._parameters):
+            if any(p.grad is not None and bool(local(p.grad).any()) for p in self._parameters):
                 raise RuntimeError(
                     "gradients must be empty before the first sub_batch(); some are not. "
                     "Call optimizer.zero_grad() before it."
@@ -199,17 +206,30 @@ class SubBatchSource(ABC, Generic[Measurement]):
         self._seen = None
 
 
+@contextmanager
+def _watch_leaves(parameters: Sequence[nn.Parameter], record: Callable[[int, Tensor | None], None]) -> Iterator[None]:
+    handles = [
+        parameter.register_hook(partial(record, index))
+        for index, parameter in enumerate(parameters)
+        if parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def sq_norm(grad: Tensor) -> Tensor:
     """Return |grad|^2 in float32 or wider, without a copy where memory is contiguous.
 
     Args:
-        grad: any shape, dense or sparse.
+        grad: any shape, dense or sparse; of a sharded one this rank's part.
 
     Returns:
         Scalar.
     """
-    if grad.requires_grad:
-        grad = grad.detach()
+    grad = local(grad)
     if grad.is_sparse:
         grad = grad.coalesce().values()
     if grad.dtype in (torch.float32, torch.float64) and grad.is_contiguous():
@@ -224,13 +244,4 @@ def _grad_sq_norm(parameter: nn.Parameter) -> Tensor | None:
 
 
 def _address(grad: Tensor) -> int:
-    return grad._values().data_ptr() if grad.is_sparse else grad.data_ptr()
-
-
-def _refuse_sharded(model: nn.Module, parameters: list[nn.Parameter]) -> None:
-    names = {base.__name__ for module in model.modules() for base in type(module).__mro__}
-    if names & {"FullyShardedDataParallel", "FSDPModule"} or any(hasattr(p, "placements") for p in parameters):
-        raise TypeError(
-            "parameters must be whole tensors on each rank; got sharded ones (FSDP or DTensor), whose gradients "
-            "leaf hooks cannot see. Measure on one device or under DistributedDataParallel."
-        )
+    return grad._values().data_ptr() if grad.is_sparse else local(grad).data_ptr()
