@@ -30,7 +30,7 @@ from anybatch.nn import convert
 WAYS: dict[str, dict[str, Any] | None] = {
     "batch": None,
     "kalman": {},
-    "kalman, normalized": {"state_space": "normalized"},
+    "kalman, raw": {"state_space": "raw"},
     "kalman, no prior": {"gain": "fixed", "prior_weight": 0.0},
 }
 NUM_MEDIANS = 3

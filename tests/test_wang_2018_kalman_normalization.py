@@ -1,6 +1,7 @@
 """The study of Kalman normalization: its net, its controls, its test and its errors are what its README says."""
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from anybatch.nn import Moments, convert
+from anybatch.nn import KalmanOptions, Moments, convert
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FOLDER = STUDIES / "wang_2018_kalman_normalization"
@@ -198,3 +199,9 @@ def test_every_claim_has_an_id_of_its_own_and_cells_that_are_trained(study):
     found = study.evidence.Found(known)
     for each in study.run.EXPECTED:
         assert each.measure(found) is not None or each.id.startswith("moments"), each.id
+
+
+def test_the_defaults_are_the_best_candidate(study):
+    best = json.loads((FOLDER / "defaults.json").read_text())["rows"][0]["candidate"]
+    defaults = KalmanOptions()
+    assert best == f"{defaults.state_space}, {defaults.prior_weight:g}"

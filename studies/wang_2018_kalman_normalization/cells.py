@@ -19,7 +19,7 @@ from anybatch.train.runtime import Runtime
 from anybatch.train.shared_work import SharedWork
 
 CHANCE = 10.0  # percent, what a run that diverged counts as
-FACTORS = (0.3, 1.0, 3.0)  # on the published rate, tried by every method
+FACTORS = (0.3, 1.0, 3.0, 10.0)  # on the published rate, tried by every method
 TUNING_SHARE = 0.6  # of a part's epochs, on half as many images
 Key = tuple[str, str]  # part and recipe
 

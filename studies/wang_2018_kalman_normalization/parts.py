@@ -47,7 +47,7 @@ CONTROLS = [
     kalman("prior: moving average", prior=MovingAverage()),
     kalman("prior: oracle", prior=Oracle()),
 ]
-SPACES = [kalman("KN normalized", state_space="normalized"), kalman("KN observed", state_space="observed")]
+SPACES = [kalman("KN raw", state_space="raw"), kalman("KN observed", state_space="observed")]
 KN_128 = kalman("KN at 128", None, prior_weight=0.05)
 KN_128_PUBLISHED = kalman("KN published at 128", None, prior_weight=0.05, **PUBLISHED)
 RENORM_128 = replace(RENORM, name="BatchRenorm at 128", norm_options={})
@@ -68,7 +68,7 @@ FULL = {
     "spaces": Part(SPACES, seeds=3, num_evaluations=2),
     "large": Part([BN_128, KN_128, KN_128_PUBLISHED, RENORM_128, GN]),
     "groups": Part([GN, GKN]),
-    "real": Part(REAL, seeds=3, batch_size=4, epochs=0.75, num_evaluations=3),
+    "real": Part(REAL, seeds=3, batch_size=4, epochs=0.45, num_evaluations=3),
     "sizes": Part(
         AT_SIZES,
         seeds=2,

@@ -67,7 +67,7 @@ def test_check_2_two_splits():
 @pytest.mark.parametrize(("running_splits", "mean", "var"), [("first", 0.02, 1.036), ("all", 0.01, 1.034)])
 def test_check_3_running_statistics(running_splits, mean, var):
     prior = standing_prior([[0.0]], [[1.0]])
-    layer = KalmanNorm1d(1, splits=2, running_splits=running_splits, prior=prior, **FIXED)
+    layer = KalmanNorm1d(1, splits=2, prior_weight=0.9, running_splits=running_splits, prior=prior, **FIXED)
     layer(BY_HAND)
     check_close(layer.running_mean, mean)
     check_close(layer.running_var, var)
@@ -115,10 +115,10 @@ def test_check_8_evaluation_is_batch_norm_and_checkpoints_load_both_ways():
 
 
 def test_a_batch_norm_checkpoint_loads_into_a_layer_that_learns_its_gain():
-    layer = KalmanNorm2d(3, prior=standing_prior([[0.0]], [[1.0]]))
+    layer = KalmanNorm2d(3, prior_weight=0.8, prior=standing_prior([[0.0]], [[1.0]]))
     assert "prior_logit" in layer.state_dict()
     layer.load_state_dict(nn.BatchNorm2d(3).state_dict())
-    check_close(layer.prior_logit.detach().sigmoid(), 0.9)
+    check_close(layer.prior_logit.detach().sigmoid(), 0.8)
 
 
 def test_check_10_the_prior_keeps_a_share_of_the_mean_gradient():

@@ -29,7 +29,7 @@ EXAMPLE = torch.zeros(4, 3, 8, 8)
 
 def chain(dtype=torch.float32, **options) -> nn.Sequential:
     torch.manual_seed(0)
-    options = {"micro_batch_size": 2, "dtype": dtype, **options}
+    options = {"micro_batch_size": 2, "state_space": "raw", "dtype": dtype, **options}
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, dtype=dtype),
         KalmanNorm2d(4, **options),
@@ -87,7 +87,7 @@ def test_the_prior_is_the_posterior_before_through_relu_and_convolution():
     prior = (maps.mean((2, 3)), spread.mean((2, 3)) + maps.var((2, 3), correction=0))
     torch.testing.assert_close(model[4].latest.prior.mean, prior[0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model[4].latest.prior.var, prior[1], rtol=1e-9, atol=1e-9)
-    twin = train_once(model[:4](x), model[4].weight, model[4].bias, prior, 0.9, 2)
+    twin = train_once(model[:4](x), model[4].weight, model[4].bias, prior, model[4].options.prior_weight, 2)
     torch.testing.assert_close(output, twin.output, rtol=1e-9, atol=1e-9)
 
 
@@ -407,8 +407,9 @@ def test_a_prior_that_a_rule_does_not_hold_for_is_refused():
 class Shared(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.first = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, micro_batch_size=2)
-        self.other, self.second = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, micro_batch_size=2)
+        options = {"micro_batch_size": 2, "state_space": "raw"}  # where the moments are each call's own
+        self.conv, self.first = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, **options)
+        self.other, self.second = nn.Conv2d(3, 3, 3, padding=1), KalmanNorm2d(3, **options)
 
     def tower(self, x):
         return self.second(self.other(self.first(self.conv(x)).relu()))

@@ -26,7 +26,7 @@ def kalman_norm(
     bias: Tensor | None = None,
     prior: Moments | None = None,
     *,
-    prior_weight: float = 0.9,
+    prior_weight: float = 0.5,
     splits: int = 1,
     gate: Any = "channel",
     ratio_limit: float = 100.0,

@@ -46,21 +46,27 @@ class KalmanOptions:
 
     Example:
         >>> published = KalmanOptions(
-        ...     splits=64, gain="fixed", transition="sampled", gate="layer", running_splits="first"
+        ...     splits=64,
+        ...     prior_weight=0.9,
+        ...     gain="fixed",
+        ...     transition="sampled",
+        ...     state_space="raw",
+        ...     gate="layer",
+        ...     running_splits="first",
         ... )
-        >>> published.prior_weight, published.count_splits(128)
-        (0.9, 64)
+        >>> published.count_splits(128)
+        64
 
     Source:
-        Wang et al. 2018, arXiv:1802.03133, and its official code. Defaults are ours.
+        Wang et al. 2018, arXiv:1802.03133, and its official code. Defaults are ours, by `defaults.py` of the study.
     """
 
     splits: int = 1
     micro_batch_size: int | None = None
-    prior_weight: float = 0.9
+    prior_weight: float = 0.5
     gain: Gain = "learned"
     transition: Transition = "analytic"
-    state_space: StateSpace = "raw"
+    state_space: StateSpace = "normalized"
     gate: Gate = "channel"
     ratio_limit: float = 100.0
     detach_prior: bool = False
