@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The probe's memory trials fork, which torch refuses once a backward() was nested in another one, so their tests come
-# first and alone. Of the rest two workers take a file each, with one thread, so that no fixture is built twice.
+# Tests of the probe fork with workloads that do not pickle. Once autograd has started threads it refuses to run after a
+# fork, so they come first and alone. Of the rest two workers take a file each, with one thread.
 FORKING := tests/probing tests/cli tests/train/test_restored.py src/anybatch/probing
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 STAMP := $(VENV)/.installed

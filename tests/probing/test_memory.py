@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +30,7 @@ from anybatch.workloads import load_workload
 # torch's device without storage trains like any other and is not a CPU: a stand-in for an accelerator
 ACCELERATOR = Runtime(torch.device("meta"))
 MEGABYTE = 10**6
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def limit_of(workload, runtime=CPU, **arguments):
@@ -222,7 +226,7 @@ def test_another_failure_in_the_child_is_told():
 
 
 def test_a_trial_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr("anybatch.probing.memory_trials.TRIAL_TIMEOUT", 0.5)
+    monkeypatch.setattr("anybatch.probing.child_trials.TRIAL_TIMEOUT", 0.5)
 
     def loss(model, batch):
         time.sleep(60 if len(batch[0]) == 2 else 0)
@@ -235,6 +239,61 @@ def test_a_trial_that_hangs_is_ended(monkeypatch):
 def test_a_refusal_in_the_child_reaches_the_parent():
     with pytest.raises(InputError, match=r"model of a Workload must return an nn\.Module"):
         limit_of(vectors_workload(model=lambda: None))
+
+
+DEPTH_OF_THREADS = 70  # above 60 nested calls of backward() autograd goes on in a thread, after which no fork may train
+
+AFTER_A_NESTED_BACKWARD = """
+import sys
+import torch
+from anybatch.probing.memory import measure_memory_limit
+from anybatch.train.progress import silent
+from anybatch.train.runtime import Runtime
+from anybatch.workloads import load_workload
+
+def nested(value, depth):
+    hidden = torch.utils.checkpoint.checkpoint(nested, value, depth - 1, use_reentrant=True) if depth else value
+    return hidden.tanh()
+
+def main():
+    nested(torch.ones(2, requires_grad=True), {depth}).sum().backward()
+    limit = measure_memory_limit(load_workload(sys.argv[1]), Runtime.detect("cpu"), progress=silent)
+    print(limit.limited_by, len(limit.trials))
+
+{call}
+"""
+
+
+def probe_memory_after_a_nested_backward(tmp_path, spec, call="if __name__ == '__main__': main()"):
+    script = tmp_path / "script.py"
+    script.write_text(AFTER_A_NESTED_BACKWARD.format(depth=DEPTH_OF_THREADS, call=call))
+    return subprocess.run([sys.executable, script, spec], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("spec", ["digits", f"{EXAMPLES / 'my_workload.py'}:my_workload"])
+def test_memory_is_tried_where_autograd_refuses_to_run_after_a_fork(spec, tmp_path):
+    done = probe_memory_after_a_nested_backward(tmp_path, spec)
+    limited_by, num_trials = done.stdout.split()
+    assert limited_by in ("memory", "dataset")
+    assert int(num_trials) > 1
+
+
+def test_a_workload_that_cannot_reach_the_other_process_is_told_what_to_do(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\nfrom anybatch.workloads import load_workload\n"
+        "def mine():\n    digits = load_workload('digits')\n"
+        "    return replace(digits, loss=lambda model, batch: digits.loss(model, batch))\n"
+    )
+    done = probe_memory_after_a_nested_backward(tmp_path, f"{file}:mine")
+    assert "must pickle to be tried in a process of its own" in done.stderr
+    assert "Use functions of a module instead of lambdas, or probe in a fresh process." in done.stderr
+
+
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
+    done = probe_memory_after_a_nested_backward(tmp_path, "digits", call="main()")
+    assert "RunError: the process that tries memory ended with exit code 1 before a trial" in done.stderr
+    assert "below `if __name__ == '__main__':`" in done.stderr
 
 
 def test_trials_start_at_the_smallest_size_that_trains():

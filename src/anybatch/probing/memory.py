@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 
 from anybatch.errors import InputError
-from anybatch.probing.memory_trials import AcceleratorTrials, ChildTrials, release_cached
+from anybatch.probing.child_trials import ChildTrials
+from anybatch.probing.memory_trials import AcceleratorTrials, release_cached
 from anybatch.report.wording import memory_size
 from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime

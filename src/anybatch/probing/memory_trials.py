@@ -1,20 +1,14 @@
-"""How is one micro-batch size tried, on an accelerator or in a child process?"""
+"""How is one micro-batch size tried, and which samples fill it?"""
 
 from __future__ import annotations
 
 import gc
 import math
-import multiprocessing
-import pickle
-import sys
 import time
-import warnings
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
-from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.train.data import SampleDraws, collate
 from anybatch.train.loop import Training, start_training, to_device, train_step
 from anybatch.train.runtime import Runtime
@@ -23,7 +17,6 @@ from anybatch.workload import Workload
 NUM_SAMPLES_SCANNED = 256
 NUM_SAMPLES_KEPT = 8
 SECONDS_OF_SCAN = 1.0
-TRIAL_TIMEOUT = 300
 
 
 class AcceleratorTrials:
@@ -130,85 +123,3 @@ def _num_elements(sample: Any) -> int:
         return sum(_num_elements(value) for value in sample)
     size = getattr(sample, "size", 1)  # of a NumPy array; of a PIL image it is (width, height)
     return math.prod(size) if isinstance(size, tuple) else size if isinstance(size, int) else 1
-
-
-class ChildTrials:
-    """Trains and evaluates in a process of its own, whose peak memory is that of the largest size so far."""
-
-    def __init__(self, workload: Workload, runtime: Runtime, seed: int) -> None:
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._connection, other = context.Pipe()
-        alone = Runtime(runtime.device, autocast=runtime.autocast)
-        self._process = context.Process(target=_answer, args=(other, workload, alone, seed), daemon=True)  # pyright: ignore[reportAttributeAccessIssue]
-        with warnings.catch_warnings():  # the child uses one thread, so it needs none of the parent's
-            warnings.filterwarnings("ignore", ".*multi-threaded.*fork", DeprecationWarning)
-            try:
-                self._process.start()
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(
-                    f"a workload must pickle to be tried in a process of its own here; {error}. "
-                    "Use functions of a module instead of lambdas."
-                ) from error
-        other.close()
-        self._receive("building the model")
-
-    def peak_of(self, size: int) -> int | None:
-        """Return the peak in bytes, None where memory ran out or the process died."""
-        try:
-            self._connection.send(size)
-        except OSError:
-            return None
-        return self._receive(f"a trial of {size} samples")
-
-    def _receive(self, what: str) -> int | None:
-        try:
-            if not self._connection.poll(TRIAL_TIMEOUT):
-                raise RunError(f"{what} took over {TRIAL_TIMEOUT} s in a process of its own. Probe a smaller model.")
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            return None
-        if isinstance(answer, AnybatchError):
-            raise answer
-        return answer
-
-    def __enter__(self) -> ChildTrials:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._process.terminate()
-        self._process.join()
-
-
-def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: int) -> None:
-    torch.set_num_threads(1)
-    try:
-        samples = worst_case_samples(workload, seed)
-        training = start_training(workload, runtime, seed=seed)
-        connection.send(_peak_bytes())
-        while True:
-            size = connection.recv()
-            try:
-                try_size(workload, runtime, training, samples, size)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                connection.send(None)
-                continue
-            connection.send(_peak_bytes())
-    except (EOFError, KeyboardInterrupt):
-        return
-    except AnybatchError as error:
-        connection.send(error)
-    except Exception as error:
-        told = f"training failed with {type(error).__name__}: {error}"
-        if "Autograd-and-Fork" in str(error):  # what PerSample and reentrant checkpointing leave behind
-            told = "memory cannot be tried after one backward() ran inside another. Probe in a fresh process."
-        connection.send(RunError(told))
-
-
-def _peak_bytes() -> int:
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -15,6 +15,8 @@ from anybatch.errors import AnybatchError, InputError
 from anybatch.registry import WORKLOADS
 from anybatch.workload import Workload
 
+PREFIX = "anybatch_user_"  # of the modules that users' files become
+
 
 def load_workload(spec: str, data_root: str | Path | None = None) -> Workload:
     """Build a workload from its name.
@@ -92,7 +94,29 @@ def _names_a_function(spec: str) -> bool:
 def _module(path: Path, what: str) -> Any:
     if not path.is_file():
         raise InputError(f"{what} file must exist; {path} does not.")
-    spec = importlib.util.spec_from_file_location(f"anybatch_{what}_{path.stem}", path)
+    return load_again(f"{PREFIX}{what}_{path.stem}", path)
+
+
+def loaded_files() -> dict[str, Path]:
+    """Return the users' files that are loaded, by the names of their modules."""
+    modules = [(name, module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    return {name: Path(module.__file__).resolve() for name, module in modules if module.__file__ is not None}
+
+
+def load_again(name: str, path: Path) -> Any:
+    """Load a user's file as a module of that name, so that what was pickled of it is found in another process.
+
+    Args:
+        name: of `loaded_files`.
+        path: of the file.
+
+    Returns:
+        The module.
+
+    Raises:
+        InputError: the file raises.
+    """
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
