@@ -49,31 +49,10 @@ class Unit:
 Results = Mapping[str, Sequence[tuple[Unit, dict[str, Any]]]]  # finished units with what came of them, by kind
 
 
-def read_arguments(
-    about: str | None, sizes: Iterable[str], runs: Path, arguments: Sequence[str] | None = None
-) -> argparse.Namespace:
-    """Return the options of a study's command line.
-
-    Args:
-        about: what the study says of itself.
-        sizes: its scales, one of which is asked for.
-        runs: where its units are kept by default.
-        arguments: of the command. Default: those of this process.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in sizes:
-        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """Let a study's command share its units among processes."""
     parser.add_argument("--workers", type=int, default=2, help="processes that share the work, one thread each")
-    parser.add_argument("--runs", type=Path, default=runs, help="folder of all units")
-    parser.add_argument("--finished-only", action="store_true", help="run nothing, show what is finished")
-    parser.add_argument("--data-root", type=Path, help="has no effect: nothing is read; every study takes it")
-    parser.add_argument("--json", type=Path, help="write rows and claims, and figures.svg beside them")
     parser.add_argument("--work", action="store_true", help="be one of the workers")
-    return parser.parse_args(arguments)
 
 
 def run_units(script: str | Path, units: Sequence[Unit], arguments: argparse.Namespace) -> None:
@@ -82,7 +61,7 @@ def run_units(script: str | Path, units: Sequence[Unit], arguments: argparse.Nam
     Args:
         script: run.py of the study.
         units: all of them.
-        arguments: of `read_arguments`.
+        arguments: of the command, with `add_worker_options`.
 
     Raises:
         AnybatchError: a worker failed.

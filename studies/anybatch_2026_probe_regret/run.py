@@ -25,6 +25,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 
 from averages import NAMES
+from command import read_arguments
 from measuring import Effort, Part, measure
 from reporting import rewrite_results
 from showing import draw, sections
@@ -253,16 +254,11 @@ def take(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 def main() -> int:
     """Measure what is asked for and say what it shows; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in ("smoke", "quick", "full"):
-        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
-    parser.add_argument("--only", nargs="*", choices=FULL, help="some workloads")
-    parser.add_argument("--finished-only", action="store_true", help="measure nothing")
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds FashionMNIST")
-    parser.add_argument("--json", type=Path, help="write what was found and the claims")
-    arguments = parser.parse_args()
+    try:
+        arguments = read_arguments(__doc__, HERE, parts=FULL)
+    except AnybatchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     torch.set_num_threads(1)
     names = arguments.only or (["digits"] if arguments.size == "quick" else list(FULL))
     try:

@@ -28,6 +28,7 @@ from torch.utils.data import Subset
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from command import is_own_record, keep_finished, read_arguments
 from reporting import claims_section, rewrite_results
 from verdicts import Claim, judge_difference, welch_error
 
@@ -194,8 +195,8 @@ def train_part(part: Part, arguments: argparse.Namespace) -> Comparison:
         epochs=part.epochs,
         lr_factors=part.lr_factors,
         runs=arguments.runs,
-        num_evaluations=2 if arguments.smoke else 25,
-        max_eval_samples=500 if arguments.smoke else 10_000,
+        num_evaluations=2 if arguments.size == "smoke" else 25,
+        max_eval_samples=500 if arguments.size == "smoke" else 10_000,
         checkpoint_seconds=60,
         finished_only=arguments.finished_only,
     )
@@ -441,7 +442,7 @@ def summarize(comparisons: dict[str, Comparison]) -> dict[str, Any]:
 # section 2: the loss as a random potential
 
 
-def measure_potential(root: Path, *, num_directions: int, num_samples: int) -> dict[str, list[float]]:
+def measure_potential(root: Path, num_directions: int, num_samples: int) -> dict[str, list[float]]:
     """Return how the loss scatters over random directions, against the distance from fresh weights.
 
     Args:
@@ -546,21 +547,16 @@ def _cells_of(row: dict[str, Any]) -> tuple[object, ...]:
 
 def main() -> int:
     """Train the parts that are asked for and say what they show; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in ("smoke", "quick", "full"):
-        size.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=FULL, help="some parts of --full")
-    parser.add_argument("--finished-only", action="store_true", help="train nothing")
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds FashionMNIST")
-    parser.add_argument("--json", type=Path, help="write rows and claims")
-    arguments = parser.parse_args()
-    parts = QUICK if arguments.quick else {name: FULL[name] for name in arguments.only or FULL}
+    try:
+        arguments = read_arguments(__doc__, HERE, parts=FULL)
+    except AnybatchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    parts = QUICK if arguments.size == "quick" else {name: FULL[name] for name in arguments.only or FULL}
     comparisons = {}
     for name, part in parts.items():
         try:
-            comparisons[name] = train_part(smoke(part) if arguments.smoke else part, arguments)
+            comparisons[name] = train_part(smoke(part) if arguments.size == "smoke" else part, arguments)
         except AnybatchError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return error.exit_code
@@ -572,7 +568,11 @@ def main() -> int:
                 *words,
                 flush=True,
             )
-    few = {"num_directions": 3, "num_samples": 256} if arguments.smoke else {"num_directions": 50, "num_samples": 4096}
+    few = (
+        {"num_directions": 3, "num_samples": 256}
+        if arguments.size == "smoke"
+        else {"num_directions": 50, "num_samples": 4096}
+    )
     potential = measure_potential(arguments.data_root, **few)
     claims = [*judge(collect(comparisons)), judge_potential(potential)]
     for claim in claims:
@@ -581,7 +581,8 @@ def main() -> int:
         found = {**summarize(comparisons), "potential": potential, "claims": [plain(claim) for claim in claims]}
         write_text(arguments.json, json.dumps(found, indent=1) + "\n")
         draw(comparisons, arguments.json.parent)
-        if arguments.full and not arguments.only and arguments.json.resolve().parent == HERE:
+        keep_finished(arguments, HERE)
+        if is_own_record(arguments, HERE):
             write_readme(HERE / "README.md", found["rows"], claims)
     return 0
 

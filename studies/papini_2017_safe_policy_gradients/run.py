@@ -25,8 +25,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 import findings
 import pages
 from authors import CART_POLE, CHECKPOINTS, CURVES, FIXED_BATCH
+from command import is_own_record, keep_finished, read_arguments
 from plan import KINDS, SCALES, plan_units
-from units import Results, Unit, by_label, do_units, read_arguments, read_results, run_units
+from units import Results, Unit, add_worker_options, by_label, do_units, read_results, run_units
 from verdicts import Claim
 
 from anybatch import AnybatchError
@@ -329,9 +330,9 @@ def summarize(results: Results, units: Sequence[Unit], size: str) -> dict[str, A
 
 def main() -> int:
     """Do the units that are asked for and say what they show; return the exit code."""
-    arguments = read_arguments(__doc__, SCALES, HERE / "runs")
-    units = plan_units(SCALES[arguments.size])
     try:
+        arguments = read_arguments(__doc__, HERE, sizes=SCALES, more=add_worker_options)
+        units = plan_units(SCALES[arguments.size])
         if arguments.work:
             do_units(units, KINDS, arguments.runs)
             return 0
@@ -347,7 +348,8 @@ def main() -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(plain(found), indent=1) + "\n")
         pages.draw(results, found, arguments.json.parent)
-        if arguments.size == "full" and arguments.json.resolve().parent == HERE:
+        keep_finished(arguments, HERE)
+        if is_own_record(arguments, HERE):
             pages.write_readme(HERE / "README.md", found)
     return 0
 

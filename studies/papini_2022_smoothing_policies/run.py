@@ -21,9 +21,10 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 
 import pages
+from command import is_own_record, keep_finished, read_arguments
 from judging import judge, rows_of, split_claims
 from plan import KINDS, LQ_KINDS, POLE_KINDS, SCALES, plan_units
-from units import Results, Unit, do_units, read_arguments, read_results, run_units
+from units import Results, Unit, add_worker_options, do_units, read_results, run_units
 
 from anybatch import AnybatchError
 from anybatch.train.environment import describe_environment
@@ -57,9 +58,9 @@ def _prefixed(rows: dict[str, dict[str, Any]], is_lq: bool) -> list[tuple[str, d
 
 def main() -> int:
     """Do the units that are asked for and say what they show; return the exit code."""
-    arguments = read_arguments(__doc__, SCALES, HERE / "runs")
-    units = plan_units(SCALES[arguments.size])
     try:
+        arguments = read_arguments(__doc__, HERE, sizes=SCALES, more=add_worker_options)
+        units = plan_units(SCALES[arguments.size])
         if arguments.work:
             do_units(units, KINDS, arguments.runs)
             return 0
@@ -76,7 +77,8 @@ def main() -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(plain(found), indent=1) + "\n")
         pages.draw(found, arguments.json.parent)
-        if arguments.size == "full" and arguments.json.resolve().parent == HERE:
+        keep_finished(arguments, HERE)
+        if is_own_record(arguments, HERE):
             pages.write_readme(HERE / "README.md", found)
     return 0
 

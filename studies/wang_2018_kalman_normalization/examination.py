@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -11,6 +14,8 @@ from moments import evaluate_with_other_statistics, moment_errors
 from parts import BN, KN
 
 from anybatch.train.jobs import Job
+from anybatch.train.plain import plain
+from anybatch.train.run_folder import RunFolder
 
 
 def examine(bench: Bench, cells: Mapping[Key, Cell], num_batches: int, num_forgetting: int) -> dict[str, Any]:
@@ -19,18 +24,37 @@ def examine(bench: Bench, cells: Mapping[Key, Cell], num_batches: int, num_forge
     for recipe, (when, is_trained) in product(("KN", "KN published"), (("fresh", False), ("trained", True))):
         jobs = _finished(cells.get(("micro", recipe)))
         if jobs:
-            rows = moment_errors(bench, jobs, is_trained=is_trained, num_batches=num_batches)
-            moments[f"{recipe}, {when}"] = rows
+            settings = {"is_trained": is_trained, "num_batches": num_batches}
+            moments[f"{recipe}, {when}"] = _once(
+                bench, "moments", jobs.values(), settings, partial(moment_errors, bench, jobs, **settings)
+            )
     by_statistics = [
         {
             "recipe": recipe,
             "seed": seed,
-            "accuracies": evaluate_with_other_statistics(bench, job, kinds, num_forgetting),
+            "accuracies": _once(
+                bench,
+                "statistics",
+                [job],
+                {"kinds": kinds, "num_batches": num_forgetting},
+                partial(evaluate_with_other_statistics, bench, job, kinds, num_forgetting),
+            ),
         }
         for recipe, kinds in STATISTICS.items()
         for seed, job in _finished(cells.get(("micro", recipe))).items()
     ]
     return {"moments": moments, "statistics": by_statistics}
+
+
+def _once(bench: Bench, what: str, jobs: Iterable[Job], settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """Return what was measured of finished networks, which are gone where their runs came along without weights."""
+    config = plain({"what": what, "networks": [job.folder.path.name for job in jobs], **settings})
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    folder = RunFolder(bench.runs / f"{what}-{digest}")
+    if folder.result() is None:
+        folder.claim(config)
+        folder.finish({"found": measure()})
+    return (folder.result() or {})["found"]
 
 
 def _finished(cell: Cell | None) -> dict[int, Job]:

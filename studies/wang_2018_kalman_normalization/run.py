@@ -24,6 +24,7 @@ import figures
 import page
 from cells import FACTORS, Bench, Cell, Key, Part, choose_rates, estimate_seconds, final_jobs, join_cells, seed_by_seed
 from cells import tuning_jobs as make_tuning_jobs
+from command import is_own_record, keep_finished, read_arguments
 from evidence import Found, above, appears_at_drop, blend_is_closer, combined, sooner
 from examination import examine
 from images import DATASETS, NUM_TRAINED, final_workload, tuning_workload
@@ -122,10 +123,10 @@ def _smoke(part: Part) -> Part:
 
 def _scale_of(arguments: argparse.Namespace) -> Scale:
     """Return what was asked for."""
-    if arguments.quick:
+    if arguments.size == "quick":
         return Scale(QUICK)
     parts = {name: FULL[name] for name in arguments.only or FULL}
-    if arguments.full:
+    if arguments.size == "full":
         return Scale(parts)
     return Scale({name: _smoke(part) for name, part in parts.items()}, 256, (1.0,), 64, 1, 2)
 
@@ -142,7 +143,7 @@ def find(arguments: argparse.Namespace, scale: Scale) -> tuple[Found, list[str]]
     stages = [
         {name: part for name, part in scale.parts.items() if part.is_decision is first} for first in (True, False)
     ]
-    if arguments.full and not arguments.finished_only:
+    if arguments.size == "full" and not arguments.finished_only:
         _tell_cost(tuning, final, scale)
     rates: list[dict[str, Any]] = []
     cells: dict[Key, Cell] = {}
@@ -171,22 +172,14 @@ def _tell_cost(tuning: Bench, final: Bench, scale: Scale) -> None:
     )
 
 
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
+
+
 def main() -> int:
     """Train the parts that are asked for and say what they show; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in ("smoke", "quick", "full"):
-        size.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=FULL, help="some parts of --full")
-    parser.add_argument("--finished-only", action="store_true", help="train nothing")
-    parser.add_argument("--dataset", choices=DATASETS, default="fashion-mnist")
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
-    parser.add_argument(
-        "--data-root", type=Path, default=Path("../shared/data"), help="folder that holds the dataset's"
-    )
-    parser.add_argument("--json", type=Path, help="write rows and claims")
-    arguments = parser.parse_args()
     try:
+        arguments = read_arguments(__doc__, HERE, parts=FULL, more=_add_dataset)
         found, missing = find(arguments, _scale_of(arguments))
     except AnybatchError as error:
         print(error, file=sys.stderr)
@@ -201,7 +194,8 @@ def main() -> int:
         results = {**page.results_of(found, rows, missing), "claims": [plain(claim) for claim in claims]}
         write_text(arguments.json, json.dumps(results, indent=1) + "\n")
         figures.draw(found, CURVE, arguments.json.parent)
-        if arguments.full and not arguments.only and arguments.json.resolve().parent == HERE.resolve():
+        keep_finished(arguments, HERE)
+        if is_own_record(arguments, HERE):
             page.write_readme(HERE / "README.md", results, claims)
     return 0
 

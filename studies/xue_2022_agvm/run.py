@@ -24,6 +24,7 @@ sys.path.append(str(HERE.parent))  # what studies share
 from accuracy_claims import judge_accuracy  # noqa: E402
 from causes import change  # noqa: E402
 from cells import Cell, make_cell  # noqa: E402
+from command import is_own_record, keep_finished, read_arguments  # noqa: E402
 from figures import draw  # noqa: E402
 from noise import CPU, Point, follow  # noqa: E402
 from noise_claims import judge_noise, judge_overhead  # noqa: E402
@@ -205,18 +206,13 @@ def _run_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[object, ...]]:
 
 def main() -> int:
     """Do the steps that are asked for and say what they show; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in ("smoke", "quick", "full"):
-        size.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=FULL, help="some steps of --full")
-    parser.add_argument("--finished-only", action="store_true", help="train nothing")
-    parser.add_argument("--runs", type=Path, default=HERE / "runs", help="folder of all runs")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds FashionMNIST")
-    parser.add_argument("--json", type=Path, help="write rows, noise and claims")
-    arguments = parser.parse_args()
-    steps = QUICK if arguments.quick else FULL
-    if arguments.smoke:
+    try:
+        arguments = read_arguments(__doc__, HERE, parts=FULL)
+    except AnybatchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    steps = QUICK if arguments.size == "quick" else FULL
+    if arguments.size == "smoke":
         steps = {name: smoke(step) for name, step in steps.items()}
     study = Study(steps, arguments)
     for name in arguments.only or steps:
@@ -231,7 +227,8 @@ def main() -> int:
         summary = study.summary()
         write_text(arguments.json, json.dumps(plain(summary), indent=1) + "\n")
         draw(study.cells, study.noise, arguments.json.parent)
-        if arguments.full and not arguments.only and arguments.json.resolve().parent == HERE:
+        keep_finished(arguments, HERE)
+        if is_own_record(arguments, HERE):
             runs = ("Runs", RUN_HEAD, _run_rows(summary["rows"]))
             rewrite_results(HERE / "README.md", [claims_section(summary["claims"]), runs])
     return 0
