@@ -39,7 +39,8 @@ def draw(found: Mapping[str, Any], folder: Path) -> None:
             _draw_runs(axis, rows, column)
             axis.set(title=f"{task}: {name}", xlabel="trajectories")
         row[1].set_yscale("log")
-        row[0].legend(frameon=False, fontsize=7)
+        place = row[1] if task == "LQ" else row[0]  # where no curve is
+        place.legend(*row[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="lower right")
     for colour, label in enumerate(found["lq"]):
         if label in LQ and LQ[label].returns:
             axes[0, 0].plot(CHECKPOINTS, LQ[label].returns, ".", color=f"C{colour}")
