@@ -150,6 +150,16 @@ def test_networks_of_timm_convert(name):
     assert len(convert(model, "batch").replaced) == num_norms
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_network_of_timm_that_works_in_place_trains_under_every_kind(kind):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("seresnet18", num_classes=3)
+    converted(model, kind)
+    model(images(4)).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 # ------------------------------------------------------------------------------------------- what is kept
 
 

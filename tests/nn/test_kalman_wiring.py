@@ -275,6 +275,27 @@ def test_a_cut_observes_the_tensor_itself():
     torch.testing.assert_close(model.last.latest.prior.var, parts.var(2, correction=0) @ weight.square().T)
 
 
+def pooled(activation: nn.Module) -> nn.Sequential:
+    """A network with a cut behind its pooling, whose output the activation gets."""
+    torch.manual_seed(0)
+    return nn.Sequential(chain(), nn.MaxPool2d(1), activation, nn.Conv2d(6, 6, 1), KalmanNorm2d(6, micro_batch_size=2))
+
+
+@pytest.mark.parametrize(
+    "sources", [None, {"4": [["1", "2", "3"]]}, {"4": [["2", "3"]]}], ids=["traced", "before", "behind"]
+)
+def test_a_tensor_that_is_observed_may_be_changed_in_place(sources):
+    found = []
+    for is_in_place in (False, True):
+        model = pooled(nn.ReLU(is_in_place))
+        wiring = wire_kalman(model, EXAMPLE, sources)
+        assert "4" in wiring.priors
+        assert list(wiring.cuts) == ["behind 2" if sources and sources["4"][0][0] == "2" else "behind 1"]
+        found.append(gradients(model, images()))
+    for left, right in zip(*found, strict=True):
+        assert torch.equal(left, right)
+
+
 # ------------------------------------------------------------------------------------------- the same everywhere
 
 

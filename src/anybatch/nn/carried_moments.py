@@ -94,7 +94,12 @@ class Cut(Carried):
         if any(reader.needs_prior for reader in self.readers):
             tensor = inputs[0] if output is None else output
             with torch.autocast(tensor.device.type, enabled=False):
-                self.latest = observe_splits(tensor, self._count_splits(len(tensor)))
+                self.latest = observe_splits(_kept_for_backward(tensor), self._count_splits(len(tensor)))
+
+
+def _kept_for_backward(tensor: Tensor) -> Tensor:
+    """Return a tensor that the model cannot change in place before a gradient needs its values."""
+    return tensor.clone() if tensor.requires_grad and torch.is_grad_enabled() else tensor
 
 
 class Step(Carried):
