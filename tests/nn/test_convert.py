@@ -208,8 +208,23 @@ def test_what_is_bound_to_the_old_layer_is_refused(bind, layer_type, kind):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match=f"kind must be one of {', '.join(get_args(Kind))}; got 'instance'"):
+    with pytest.raises(InputError, match=f"to must be one of {', '.join(get_args(Kind))}; got 'instance'"):
         convert(small_model(), "instance")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match=r"to must be one of .*; got \['ghost'\]"):
+        convert(small_model(), ["ghost"])  # pyright: ignore[reportArgumentType]
+
+
+def test_the_kind_may_be_named():
+    assert convert(model=small_model(), to="ghost").kind == "ghost"
+
+
+def test_what_is_no_model_or_no_optimizer_is_refused():
+    with pytest.raises(InputError, match=r"model must be a torch\.nn\.Module; got int"):
+        convert(5, "ghost")  # pyright: ignore[reportArgumentType]
+    model = small_model()
+    with pytest.raises(InputError, match=r"optimizer must be a torch\.optim\.Optimizer or None; got int"):
+        convert(model, "ghost", optimizer=5)  # pyright: ignore[reportArgumentType]
+    assert type(model[1]) is nn.BatchNorm2d
 
 
 def test_options_of_another_kind_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ class Conversion:
 
 def convert(
     model: nn.Module,
-    kind: Kind,
+    to: Kind,
     *,
     example_inputs: Any = None,
     optimizer: Optimizer | None = None,
@@ -90,7 +90,7 @@ def convert(
     Args:
         model: any module; a layer used in several places stays shared. BatchNorm1d/2d/3d are replaced, torchvision's
             FrozenBatchNorm2d, whose weights stay frozen, and what an earlier conversion put in their place.
-        kind: "ghost", "kalman", "group_kalman", "batch_renorm", "moving_average": layers of this package; "group":
+        to: "ghost", "kalman", "group_kalman", "batch_renorm", "moving_average": layers of this package; "group":
             GroupNorm; "layer": GroupNorm of one group; "sync": SyncBatchNorm; "batch": BatchNorm again, as for
             deployment. A layer that is of the kind already gets the new options.
         example_inputs: a tensor or a tuple of arguments of the model; needed by "kalman" and "group_kalman", which
@@ -106,10 +106,10 @@ def convert(
         The model and what was done; `print` shows a table.
 
     Raises:
-        InputError: an unknown kind, an option that the kind does not have, a model that is wrapped or compiled, or a
-            batch normalization that is not exactly one of torch's: a lazy one, whose shape is unknown, SyncBatchNorm,
-            and subclasses, whose own behaviour would be lost; a layer whose forward is compiled or patched, or that
-            has a load_state_dict pre-hook, which hold the old object.
+        InputError: what is no model or no optimizer, an unknown kind, an option that the kind does not have, a model
+            that is wrapped or compiled, or a batch normalization that is not exactly one of torch's: a lazy one, whose
+            shape is unknown, SyncBatchNorm, and subclasses, whose own behaviour would be lost; a layer whose forward
+            is compiled or patched, or that has a load_state_dict pre-hook, which hold the old object.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -117,15 +117,17 @@ def convert(
         >>> conversion.replaced, type(model[1]).__name__, model[1].ghost_batch_size
         (('1',), 'GhostBatchNorm2d', 16)
     """
-    if kind not in TARGETS:
-        raise InputError(f"kind must be one of {', '.join(TARGETS)}; got {kind!r}.")
-    target = TARGETS[kind]
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module; got {type(model).__name__}. Pass the model itself.")
+    if to not in get_args(Kind):
+        raise InputError(f"to must be one of {', '.join(TARGETS)}; got {to!r}.")
+    target = TARGETS[to]
     given = {name: value for name, value in options.items() if value is not None}
-    _check_options(kind, target, given)
+    _check_options(to, target, given)
     _check_bare(model)
     if optimizer is not None:
         check_holds(optimizer, model)
-    old = _find_layers(model, kind)
+    old = _find_layers(model, to)
     new = {layer: _adopt(layer, target, given) for layer in old.values()}
     centred = _weights_to_center(model, tuple(old), given)
     was_centred = any(isinstance(layer, TARGETS["moving_average"].types) for layer in new)
@@ -137,12 +139,12 @@ def convert(
         _put(model, {layer: old_layer for old_layer, layer in new.items()})
         raise
     notes = [target.note] if target.note and new else []
-    notes += _center(model, centred, uncenters=was_centred and kind != "moving_average")
+    notes += _center(model, centred, uncenters=was_centred and to != "moving_average")
     notes += rebind(optimizer, new)
-    if not new and kind != "batch":
+    if not new and to != "batch":
         notes.append("the model has no batch normalization, so there is nothing to replace")
     found = {} if wiring is None else vars(wiring)
-    return Conversion(converted, kind, tuple(old), notes=tuple(notes), **found)
+    return Conversion(converted, to, tuple(old), notes=tuple(notes), **found)
 
 
 def _wire(model: nn.Module, target: Target, example_inputs: Any, options: Mapping[str, Any]) -> Wiring | None:

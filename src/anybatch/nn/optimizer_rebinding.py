@@ -18,8 +18,13 @@ def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
         model: any module.
 
     Raises:
-        InputError: it holds no parameter of the model.
+        InputError: it is none, or holds no parameter of the model.
     """
+    if not hasattr(optimizer, "param_groups"):
+        raise InputError(
+            f"optimizer must be a torch.optim.Optimizer or None; got {type(optimizer).__name__}. Pass the one that "
+            "trains the model."
+        )
     own = {id(parameter) for parameter in model.parameters()}
     if own and not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise InputError("the optimizer must hold parameters of this model; it holds none. Pass the model's own.")
