@@ -442,6 +442,33 @@ def test_a_cumulative_average_needs_the_count():
         advance_running_statistic(torch.zeros(1), BY_HAND, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_input_without_a_variance_is_refused(is_training, dtype):
+    x = torch.ones(12, 3, dtype=dtype)
+    with pytest.raises(InputError, match="real floating point dtype"):
+        GhostBatchNorm1d(3, ghost_batch_size=4).train(is_training)(x)
+    with pytest.raises(InputError, match="real floating point dtype"):
+        ghost_batch_norm(x, ghost_batch_size=4)
+
+
+@pytest.mark.parametrize("num_channels", [1, 6])
+@pytest.mark.parametrize("num_samples", [4, 12])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_other_channels_than_the_layers_are_refused(num_channels, num_samples, is_training):
+    with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
+        GhostBatchNorm1d(3, ghost_batch_size=4).train(is_training)(draw(num_samples, num_channels))
+
+
+def test_weights_of_other_channels_are_refused():
+    with pytest.raises(InputError, match=r"weight must have one value for each of the 3 channels; got shape \(6,\)"):
+        ghost_batch_norm(draw(12, 3), torch.ones(6), ghost_batch_size=4)
+    with pytest.raises(InputError, match=r"bias must have one value for each of the 3 channels; got shape \(1, 3\)"):
+        ghost_batch_norm(draw(12, 3), None, torch.ones(1, 3), ghost_batch_size=4)
+    with pytest.raises(InputError, match=r"must have samples and channels, \(N, C\) or \(N, C, \*\); got shape \(4,\)"):
+        ghost_batch_norm(torch.ones(4))
+
+
 def test_an_input_of_other_dimensions_is_refused_as_by_batch_norm():
     with pytest.raises(ValueError, match="expected 4D input"):
         GhostBatchNorm2d(3)(torch.zeros(64, 3))

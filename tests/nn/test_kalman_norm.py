@@ -95,7 +95,7 @@ def test_check_8_without_weight_on_the_prior_each_split_is_batch_norm():
         for shape in ((8, 3), (8, 3, 5, 5), (8, 3, 16, 16)):
             x, grad = draw(*shape, dtype=dtype).requires_grad_(), draw(*shape, seed=1, dtype=dtype)
             layer = LAYERS[x.dim()](
-                3, splits=2, prior_weight=0.0, dtype=dtype, prior=standing_prior([[1.0]], [[2.0]]), **FIXED
+                3, splits=2, prior_weight=0.0, dtype=dtype, prior=standing_prior([[1.0] * 3], [[2.0] * 3]), **FIXED
             )
             batch = [nn.BatchNorm1d, nn.BatchNorm2d][x.dim() == 4](3, dtype=dtype)
             wanted = torch.cat([batch(part) for part in x.chunk(2)])
@@ -366,21 +366,61 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
-def test_input_without_a_variance_is_refused(dtype):
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("layer", [KalmanNorm1d(2), GroupKalmanNorm(1, 2)])
+def test_input_without_a_variance_is_refused(layer, is_training, dtype):
     with pytest.raises(InputError, match="real floating point dtype"):
-        KalmanNorm1d(2)(torch.ones(4, 2, dtype=dtype))
+        layer.train(is_training)(torch.ones(4, 2, dtype=dtype))
 
 
 @pytest.mark.parametrize("layer", [KalmanNorm2d(3), GroupKalmanNorm(3, 3)])
 @pytest.mark.parametrize("num_channels", [1, 6])
-def test_other_channels_than_the_layers_are_refused_and_not_broadcast(layer, num_channels):
+@pytest.mark.parametrize("is_training", [True, False])
+def test_other_channels_than_the_layers_are_refused_and_not_broadcast(layer, num_channels, is_training):
     with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
-        layer(torch.zeros(2, num_channels, 4, 4))
+        layer.train(is_training)(torch.zeros(2, num_channels, 4, 4))
 
 
-def test_a_prior_of_the_wrong_shape_is_refused():
-    with pytest.raises(InputError, match=r"prior must be of shape \(2, 1\)"):
-        KalmanNorm1d(1, splits=2, prior=standing_prior([[0.0, 0.0]], [[1.0, 1.0]]))(BY_HAND)
+@pytest.mark.parametrize("options", [{}, {"splits": 2}, {"micro_batch_size": 2}])
+def test_an_empty_batch_has_no_moments_to_train_on(options):
+    with pytest.raises(InputError, match="a batch must have 1 sample or more in training; got 0"):
+        KalmanNorm2d(3, **options)(torch.zeros(0, 3, 4, 4))
+    assert GroupKalmanNorm(1, 3)(torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1), (1, 1), (4, 3), (3,), (1, 2, 3)])
+def test_a_prior_of_the_wrong_shape_is_refused_and_not_broadcast(shape):
+    told = r"prior must have moments of shape \(2, 3\), splits and channels, or \(1, 3\) for all splits; got"
+    prior = Moments(torch.zeros(shape), torch.ones(shape))
+    x = draw(4, 3, dtype=torch.float32)
+    with pytest.raises(InputError, match=told):
+        KalmanNorm1d(3, splits=2, prior=lambda layer, predicted, observed: prior)(x)
+    with pytest.raises(InputError, match=told):
+        kalman_norm(x, prior=prior, splits=2)
+    with pytest.raises(InputError, match=told):
+        correct_moments(Moments(torch.zeros(2, 3), torch.ones(2, 3)), prior, 0.5)
+
+
+def test_a_prior_for_all_splits_is_that_of_each():
+    one, each = Moments(torch.zeros(1, 3), torch.ones(1, 3)), Moments(torch.zeros(2, 3), torch.ones(2, 3))
+    x = draw(4, 3, dtype=torch.float32)
+    assert torch.equal(kalman_norm(x, prior=one, splits=2).output, kalman_norm(x, prior=each, splits=2).output)
+
+
+@pytest.mark.parametrize("prior", [(torch.zeros(2, 1), torch.ones(2, 1)), torch.zeros(2, 1), 0.0])
+def test_a_prior_that_is_no_moments_is_refused(prior):
+    told = rf"prior must be Moments; got {type(prior).__name__}\. Write Moments\(mean, var\)"
+    with pytest.raises(InputError, match=told):
+        KalmanNorm1d(1, splits=2, prior=lambda layer, predicted, observed: prior)(BY_HAND)
+    with pytest.raises(InputError, match=told):
+        kalman_norm(BY_HAND, prior=prior, splits=2)
+
+
+def test_weights_of_other_channels_are_refused():
+    with pytest.raises(InputError, match=r"weight must have one value for each of the 3 channels; got shape \(6,\)"):
+        kalman_norm(draw(4, 3), weight=torch.ones(6))
+    with pytest.raises(InputError, match=r"bias must have one value for each of the 3 channels; got shape \(1, 3\)"):
+        kalman_norm(draw(4, 3), bias=torch.ones(1, 3))
 
 
 def test_group_kalman_norm_takes_no_splits():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
+from anybatch.nn.micro_batch_parts import check_input, check_tensors
 from anybatch.nn.part_normalization import GhostNormalized, normalize_parts
 
 RunningUpdate = Literal["sequential", "average"]
@@ -61,7 +62,8 @@ def ghost_batch_norm(
         The output and the statistics of each ghost batch.
 
     Raises:
-        InputError: `ghost_batch_size` is not a positive integer, or a ghost batch has one value per channel.
+        InputError: `ghost_batch_size` is not a positive integer, a ghost batch has one value per channel, complex or
+            integer input, or weights of other channels.
 
     Example:
         >>> normalized = ghost_batch_norm(torch.tensor([[1.0], [3.0], [2.0], [6.0]]), ghost_batch_size=2)
@@ -73,6 +75,7 @@ def ghost_batch_norm(
         shared out over the others, and running statistics are `advance_running_statistic`'s.
     """
     _check_ghost_batch_size(ghost_batch_size)
+    check_tensors(input, weight, bias)
     _check_more_than_one_value(input, ghost_batch_size)
     num_parts = count_ghost_batches(len(input), ghost_batch_size)
     return normalize_parts(input, num_parts, weight, bias, eps)
@@ -156,6 +159,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
+        check_input(input, self.num_features)
         if not self.training:
             return super().forward(input)
         _check_more_than_one_value(input, self.ghost_batch_size)
@@ -212,8 +216,8 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
         dtype: of parameters and buffers.
 
     Raises:
-        InputError: `ghost_batch_size` is not a positive integer, `running_update` is unknown, or, in training, a
-            ghost batch has one value per channel.
+        InputError: `ghost_batch_size` is not a positive integer, `running_update` is unknown, complex or integer
+            input, other channels, or, in training, a ghost batch has one value per channel.
 
     Example:
         >>> layer = GhostBatchNorm1d(1, ghost_batch_size=2)

@@ -77,7 +77,8 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
         **options: of `KalmanOptions`, without splits and running statistics.
 
     Raises:
-        InputError: an option that the layer does not have, or complex or integer input.
+        InputError: an option that the layer does not have, complex or integer input, other channels, or a prior of
+            the wrong shape.
 
     Example:
         >>> import torch
@@ -118,6 +119,8 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize each sample; (N, C, *) both ways."""
         check_input(input, self.num_channels)
+        if not len(input):
+            return super().forward(input)
         rule = GroupCorrection(self.eps, self.options.gate, self.options.ratio_limit, self.num_groups)
         normalized = self._normalize(input, len(input), rule)
         if self.training and not is_computed_again():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anybatch.errors import InputError
 from anybatch.nn.kalman_options import Gate
 from anybatch.nn.moments import Moments
 
@@ -27,7 +28,7 @@ def correct_moments(
 
     Args:
         observed: (S, C).
-        prior: (S, C), or what broadcasts to it.
+        prior: (S, C), or (1, C) for all splits.
         prior_weight: p, from 0 to 1; a number, or a tensor that broadcasts to (S, C).
         gate: "layer" drops the prior of a layer where mean(pv / v) over splits and channels is not below the limit,
             "channel" that of a split and channel where (pv + eps) / (v + eps) is not.
@@ -36,6 +37,9 @@ def correct_moments(
 
     Returns:
         (S, C), the posterior moments.
+
+    Raises:
+        InputError: a prior of another shape.
 
     Example:
         >>> at = lambda mean, var: Moments(torch.tensor([[mean]]), torch.tensor([[var]]))
@@ -46,12 +50,34 @@ def correct_moments(
     Source:
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it. Differs: the gate by channel is ours.
     """
+    check_prior(prior, *observed.mean.shape)
     distance = prior.mean - observed.mean
     gain = 1 - prior_weight
     mean = observed.mean + prior_weight * distance
     var = gain * observed.var + prior_weight * prior.var + prior_weight * gain * distance.square()
     is_kept = _accepts(gate, ratio_limit, eps, observed.var, prior.var)
     return Moments(torch.where(is_kept, mean, observed.mean), torch.where(is_kept, var, observed.var), observed.size)
+
+
+def check_prior(prior: Moments, num_splits: int, num_channels: int) -> None:
+    """Refuse a prior that would be broadcast over channels, or does not fit.
+
+    Args:
+        prior: what should be (S, C), or (1, C) for all splits.
+        num_splits: S.
+        num_channels: C.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(prior, Moments):
+        raise InputError(f"prior must be Moments; got {type(prior).__name__}. Write Moments(mean, var).")
+    if any(tuple(each.shape) not in ((num_splits, num_channels), (1, num_channels)) for each in prior[:2]):
+        raise InputError(
+            f"prior must have moments of shape {(num_splits, num_channels)}, splits and channels, or "
+            f"{(1, num_channels)} for all splits; got {tuple(prior.mean.shape)} and {tuple(prior.var.shape)}. A path "
+            "must keep samples in their place and end in the layer's channels."
+        )
 
 
 @torch.no_grad()

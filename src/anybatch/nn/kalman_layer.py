@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.carried_moments import Program
-from anybatch.nn.kalman_correction import Correction
+from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_options import KalmanOptions
 from anybatch.nn.moment_propagation import CannotPropagate
 from anybatch.nn.moments import Moments, wide_dtype
@@ -216,14 +216,7 @@ def is_computed_again() -> bool:
 
 
 def _checked(prior: Moments, num_splits: int, input: Tensor) -> Moments:
-    shape = (num_splits, input.shape[1])
-    if any(
-        tensor.dim() != 2 or tensor.shape[0] not in (1, shape[0]) or tensor.shape[1] not in (1, shape[1])
-        for tensor in prior[:2]
-    ):
-        raise InputError(
-            f"prior must be of shape {shape}, splits and channels; got {tuple(prior.mean.shape)} and "
-            f"{tuple(prior.var.shape)}. A path must keep samples in their place and end in the layer's channels."
-        )
-    mean, var = (tensor.to(wide_dtype(input)).expand(shape) for tensor in prior[:2])
+    """Return a prior of the right shape in the type of the layer's statistics."""
+    check_prior(prior, num_splits, input.shape[1])
+    mean, var = (tensor.to(wide_dtype(input)).expand(num_splits, -1) for tensor in prior[:2])
     return Moments(mean, var, prior.size)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import advance_running_statistic
-from anybatch.nn.kalman_correction import Correction
+from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
 from anybatch.nn.kalman_options import KalmanOptions
-from anybatch.nn.micro_batch_parts import check_input, check_is_real
+from anybatch.nn.micro_batch_parts import check_input, check_tensors
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits
 
@@ -41,7 +41,7 @@ def kalman_norm(
         input: (N, C) or (N, C, *), N samples.
         weight: (C,), or None for ones.
         bias: (C,), or None for zeros.
-        prior: (S, C), or None: then each split is normalized as batch norm does.
+        prior: (S, C), or (1, C) for all splits; None: then each split is normalized as batch norm does.
         prior_weight: p, the weight of the prior; 1 - p is the gain.
         splits: S equal, contiguous splits.
         gate: see `correct_moments`.
@@ -52,7 +52,8 @@ def kalman_norm(
         The output, the observed and the posterior moments.
 
     Raises:
-        InputError: `splits` does not divide N, or numbers out of range.
+        InputError: `splits` does not divide N, numbers out of range, complex or integer input, or tensors of the wrong
+            shape.
 
     Example:
         >>> x = torch.tensor([[1.0], [3.0], [-2.0], [2.0]])
@@ -63,9 +64,11 @@ def kalman_norm(
     Source:
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it.
     """
-    check_is_real(input)
+    check_tensors(input, weight, bias)
     options = KalmanOptions(splits=splits, prior_weight=prior_weight, gain="fixed", gate=gate, ratio_limit=ratio_limit)
     num_splits = options.count_splits(len(input))
+    if prior is not None:
+        check_prior(prior, num_splits, input.shape[1])
     rule = Correction(eps, options.gate, ratio_limit)
     p = None if prior is None else torch.full((1,), prior_weight, device=input.device, dtype=wide_dtype(input))
     tensors = (weight, bias, *((None, None) if prior is None else prior[:2]), p)
@@ -96,10 +99,10 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
+        check_input(input, self.num_features)
         if not self.training:
             self.evaluated_size = tuple(input.shape[2:])
             return super().forward(input)
-        check_input(input, self.num_features)
         num_splits = self.options.count_splits(len(input))
         normalized = self._normalize(
             input, num_splits, Correction(self.eps, self.options.gate, self.options.ratio_limit)
@@ -178,8 +181,9 @@ class KalmanNorm1d(_KalmanNorm, nn.BatchNorm1d):
         **options: of `KalmanOptions`: splits or micro_batch_size, prior_weight, gain, transition, state_space, ...
 
     Raises:
-        InputError: an option that does not exist; in training, a batch that does not divide into the splits, complex
-            or integer input, a prior of the wrong shape, or one value per channel and split without a prior.
+        InputError: an option that does not exist, complex or integer input, other channels; in training, an empty
+            batch or one that does not divide into the splits, a prior of the wrong shape, or one value per channel and
+            split without a prior.
 
     Example:
         >>> layer = KalmanNorm1d(1, micro_batch_size=2)

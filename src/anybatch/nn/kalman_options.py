@@ -106,12 +106,14 @@ class KalmanOptions:
             S.
 
         Raises:
-            InputError: the batch has no such equal parts.
+            InputError: the batch has no such equal parts, or no samples.
 
         Example:
             >>> KalmanOptions(micro_batch_size=2).count_splits(32)
             16
         """
+        if batch_size < 1:
+            raise InputError(f"a batch must have 1 sample or more in training; got {batch_size}. Leave empty ones out.")
         if self.micro_batch_size is None and batch_size % self.splits == 0:
             return self.splits
         if self.micro_batch_size is not None and batch_size % self.micro_batch_size == 0:

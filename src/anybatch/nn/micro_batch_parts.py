@@ -78,6 +78,31 @@ def check_input(input: Tensor, num_channels: int) -> None:
         )
 
 
+def check_tensors(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Refuse tensors that a normalization function would broadcast, or has no place for.
+
+    Args:
+        input: (N, C) or (N, C, *).
+        weight: (C,) or None.
+        bias: (C,) or None.
+
+    Raises:
+        InputError: as for `check_is_real`, an input without channels, or another number of weights.
+    """
+    check_is_real(input)
+    if input.dim() < 2:
+        raise InputError(
+            f"the input must have samples and channels, (N, C) or (N, C, *); got shape {tuple(input.shape)}. Channels "
+            "are its second dimension."
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.shape != input.shape[1:2]:
+            raise InputError(
+                f"{name} must have one value for each of the {input.shape[1]} channels; got shape "
+                f"{tuple(tensor.shape)}. Pass a vector, or None."
+            )
+
+
 def check_micro_batch_size(value: int | None) -> None:
     """Refuse what is no number of samples.
 
