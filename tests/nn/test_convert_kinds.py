@@ -355,6 +355,70 @@ def test_an_optimizer_takes_new_parameters_into_the_group_of_their_layer_and_for
     assert rebind(optimizer, {old: old}) == []
 
 
+def kalman_with(optimizer_type=torch.optim.SGD, *, groups=None, named=False, scheduled=False, **settings):
+    """A small model converted with its optimizer; groups are settings of the body's and of the norms' parameters."""
+    model = small_model()
+    norms = [parameter for index in (1, 5) for parameter in model[index].parameters()]
+    body = [parameter for index in (0, 4) for parameter in model[index].parameters()]
+    params = list(model.named_parameters() if named else model.parameters())
+    if groups is not None:
+        params = [{"params": each, **own} for each, own in zip((body, norms), groups, strict=True)]
+    optimizer = optimizer_type(params, lr=0.1, **settings)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10) if scheduled else None
+    conversion = converted(model, "kalman", 8, optimizer=optimizer)
+    held = [group for group in optimizer.param_groups if any(each is model[5].prior_logit for each in group["params"])]
+    return model, optimizer, scheduler, conversion, held
+
+
+def test_gains_get_a_group_of_their_own_without_weight_decay():
+    model, optimizer, _, conversion, held = kalman_with(torch.optim.AdamW, weight_decay=0.1, betas=(0.8, 0.9))
+    assert held == optimizer.param_groups[1:]
+    assert len(held[0]["params"]) == 1
+    assert (held[0]["weight_decay"], held[0]["lr"], held[0]["betas"]) == (0.0, 0.1, (0.8, 0.9))
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert "a new group of the optimizer holds them, without weight decay: make a scheduler" in str(conversion)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    model(images(4, 8)).square().sum().backward()
+    optimizer.step(), scheduler.step()
+    converted(model, "kalman", 8, optimizer=optimizer)
+    converted(model, "batch", optimizer=optimizer)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [8, 0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "place"),
+    [
+        ([{"weight_decay": 0.1}, {"weight_decay": 0.0}], 1),  # the norm's own
+        ([{"weight_decay": 0.0}, {"weight_decay": 0.1}], 0),  # of the same settings otherwise
+        ([{"weight_decay": 0.0, "lr": 0.3}, {"weight_decay": 0.1}], 2),  # of another rate, so a new one
+    ],
+)
+def test_gains_join_a_group_without_weight_decay_that_agrees_otherwise(groups, place):
+    _, optimizer, _, conversion, held = kalman_with(groups=groups, momentum=0.9)
+    assert held[0] is optimizer.param_groups[place]
+    assert (held[0]["weight_decay"], held[0]["lr"]) == (0.0, 0.1)
+    assert len(optimizer.param_groups) == max(2, place + 1)
+    assert ("a new group" in str(conversion)) == (place == 2)
+
+
+def test_gains_join_the_group_of_their_layer_where_a_scheduler_holds_the_groups():
+    model, optimizer, scheduler, conversion, held = kalman_with(weight_decay=0.1, scheduled=True)
+    assert held == optimizer.param_groups
+    assert "a scheduler holds the optimizer's groups, so that weight decay concerns them: convert" in str(conversion)
+    model(images(4, 8)).square().sum().backward()
+    optimizer.step(), scheduler.step()
+
+
+def test_an_optimizer_of_named_parameters_learns_the_names_of_gains():
+    model, optimizer, _, _, held = kalman_with(weight_decay=0.1, named=True)
+    assert held[0]["param_names"] == ["5.prior_logit"]
+    converted(model, "batch", optimizer=optimizer)
+    names = [name for name, _ in model.named_parameters()]
+    assert [group["param_names"] for group in optimizer.param_groups] == [names, []]
+    model, optimizer, _, _, held = kalman_with(named=True)
+    assert dict(zip(held[0]["param_names"], held[0]["params"], strict=True)) == dict(model.named_parameters())
+
+
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(InputError, match="the optimizer must hold parameters of this model; it holds none"):

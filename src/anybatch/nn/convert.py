@@ -95,7 +95,7 @@ def convert(
             deployment. A layer that is of the kind already gets the new options.
         example_inputs: a tensor or a tuple of arguments of the model; needed by "kalman" and "group_kalman", which
             find out which layer follows which.
-        optimizer: told of parameters that are added or removed, with their state.
+        optimizer: told of parameters that are added or removed, with their state; what is added has no weight decay.
         **options: of the kind; None is the default. "ghost": ghost_batch_size, running_update. "kalman" and
             "group_kalman": those of `KalmanOptions`, num_groups, and sources, see `wire_kalman`. "batch_renorm":
             micro_batch_size, r_max, d_max, relaxation, momentum. "moving_average": micro_batch_size, num_averaged,
@@ -140,7 +140,7 @@ def convert(
         raise
     notes = [target.note] if target.note and new else []
     notes += _center(model, centred, uncenters=was_centred and to != "moving_average")
-    notes += rebind(optimizer, new)
+    notes += rebind(optimizer, new, {parameter: name for name, parameter in converted.named_parameters()})
     if not new and to != "batch":
         notes.append("the model has no batch normalization, so there is nothing to replace")
     found = {} if wiring is None else vars(wiring)

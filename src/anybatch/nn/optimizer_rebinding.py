@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from anybatch.errors import InputError
+
+_OF_THEIR_OWN = "a new group of the optimizer holds them, without weight decay: make a scheduler after the conversion"
+_DECAYED = (
+    "a scheduler holds the optimizer's groups, so that weight decay concerns them: convert before the scheduler is made"
+)
 
 
 def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
@@ -30,14 +36,21 @@ def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
         raise InputError("the optimizer must hold parameters of this model; it holds none. Pass the model's own.")
 
 
-def rebind(optimizer: Optimizer | None, new_of: Mapping[nn.Module, nn.Module]) -> list[str]:
+def rebind(
+    optimizer: Optimizer | None,
+    new_of: Mapping[nn.Module, nn.Module],
+    names: Mapping[nn.Parameter, str] | None = None,
+) -> list[str]:
     """Let an optimizer forget parameters that are gone and hold those that are new.
 
-    A new parameter joins the group of its layer's weight or bias, or the first group.
+    A new parameter joins the group of its layer's weight or bias, or the first group. Where weight decay concerns that
+    one, it joins a group without whose other settings are the same, or a new group; a learning rate scheduler counts
+    the groups, so that where one holds them there is no new one.
 
     Args:
         optimizer: changed in place; None where there is none.
         new_of: old layer -> the one in its place.
+        names: new parameter -> name in the model, for optimizers that keep names.
 
     Returns:
         Sentences on what changed, or, without an optimizer, on what one would have to be told.
@@ -50,15 +63,29 @@ def rebind(optimizer: Optimizer | None, new_of: Mapping[nn.Module, nn.Module]) -
         return []
     what = f"{len(added)} parameters added, {len(removed)} removed"
     if optimizer is None:
-        return [f"{what}: make the optimizer after the conversion, or pass it as optimizer="]
-    for parameter in added:
-        _group_of(optimizer, after[parameter])["params"].append(parameter)
+        undecayed = ", which spares those added weight decay" if added else ""
+        return [f"{what}: make the optimizer after the conversion, or pass it as optimizer={undecayed}"]
+    notes = [_hold(optimizer, parameter, after[parameter], (names or {}).get(parameter, "")) for parameter in added]
     for parameter in removed:
         _forget(optimizer, parameter)
-    return [f"{what}, in the optimizer too"]
+    return [f"{what}, in the optimizer too", *dict.fromkeys(note for note in notes if note)]
 
 
-def _group_of(optimizer: Optimizer, layer: nn.Module) -> dict[str, list[nn.Parameter]]:
+def _hold(optimizer: Optimizer, parameter: nn.Parameter, layer: nn.Module, name: str) -> str:
+    """Put a parameter into a group, and return what is to be known of that, or nothing."""
+    own = _group_of(optimizer, layer)
+    groups = [each for each in (own, *optimizer.param_groups) if not each.get("weight_decay")]
+    found = next((each for each in groups if _other_settings(each) == _other_settings(own)), None)
+    is_scheduled = any("initial_lr" in group for group in optimizer.param_groups)
+    if found is None and not is_scheduled:
+        held = (name, parameter) if "param_names" in own else parameter
+        optimizer.add_param_group({**_other_settings(own), "params": [held], "weight_decay": 0.0})
+        return _OF_THEIR_OWN
+    _join(own if found is None else found, parameter, name)
+    return _DECAYED if found is None else ""
+
+
+def _group_of(optimizer: Optimizer, layer: nn.Module) -> dict[str, Any]:
     own = {id(parameter) for parameter in layer.parameters()}
     for group in optimizer.param_groups:
         if any(id(parameter) in own for parameter in group["params"]):
@@ -66,7 +93,19 @@ def _group_of(optimizer: Optimizer, layer: nn.Module) -> dict[str, list[nn.Param
     return optimizer.param_groups[0]
 
 
+def _other_settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "param_names", "weight_decay")}
+
+
+def _join(group: dict[str, Any], parameter: nn.Parameter, name: str) -> None:
+    group["params"].append(parameter)
+    if "param_names" in group:
+        group["param_names"].append(name)
+
+
 def _forget(optimizer: Optimizer, parameter: nn.Parameter) -> None:
     for group in optimizer.param_groups:
-        group["params"] = [each for each in group["params"] if each is not parameter]
+        kept = [index for index, each in enumerate(group["params"]) if each is not parameter]
+        for key in group.keys() & {"params", "param_names"}:
+            group[key] = [group[key][index] for index in kept]
     optimizer.state.pop(parameter, None)
