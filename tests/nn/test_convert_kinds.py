@@ -203,8 +203,10 @@ def test_an_optimizer_and_an_average_of_the_weights_go_on(kind):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(images(4, 8)).square().sum().backward()
     optimizer.step()
-    converted(model, kind, 8, optimizer=optimizer)
-    if kind not in ("ghost", "batch_renorm"):  # which have the tensors of BatchNorm and no others
+    conversion = converted(model, kind, 8, optimizer=optimizer)
+    has_others = kind not in ("ghost", "batch_renorm")  # than the tensors of BatchNorm
+    assert ("convert an average of the weights, such as AveragedModel, too" in str(conversion)) == has_others
+    if has_others:
         converted(average.module, kind, 8)
     weight = model[1].weight.detach().clone()
     momentum = optimizer.state[model[1].weight]["momentum_buffer"].clone()
@@ -215,6 +217,29 @@ def test_an_optimizer_and_an_average_of_the_weights_go_on(kind):
     assert not torch.equal(optimizer.state[model[1].weight]["momentum_buffer"], momentum)
     assert all(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
     average.update_parameters(model)
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_checkpoints_go_to_batch_norm_and_come_from_it(kind):
+    model, plain = small_model(), small_model()
+    conversion = converted(model, kind, 8)
+    model.load_state_dict(plain.state_dict())
+    model(images(4, 8))
+    added = sorted({name.split(".")[-1] for name in model.state_dict().keys() - plain.state_dict().keys()})
+    told = f"checkpoints hold {', '.join(added)} too: for batch norm, save them after convert(model, 'batch')"
+    assert (told in str(conversion)) == bool(added)
+    convert(model, "batch")
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain.eval()(images(4, 8)), model.eval()(images(4, 8)))
+
+
+def test_a_conversion_back_says_that_averages_have_other_tensors_and_nothing_of_checkpoints():
+    model = small_model()
+    converted(model, "kalman", 8)
+    told = str(convert(model, "batch"))
+    assert "convert an average of the weights" in told
+    assert "checkpoints" not in told
+    assert "average" not in str(convert(model, "ghost"))
 
 
 def test_options_of_a_kind_reach_its_layers_and_momentum_may_be_given():

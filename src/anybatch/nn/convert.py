@@ -141,10 +141,28 @@ def convert(
     notes = [target.note] if target.note and new else []
     notes += _center(model, centred, uncenters=was_centred and to != "moving_average")
     notes += rebind(optimizer, new, {parameter: name for name, parameter in converted.named_parameters()})
+    notes += _of_other_tensors(new)
     if not new and to != "batch":
         notes.append("the model has no batch normalization, so there is nothing to replace")
     found = {} if wiring is None else vars(wiring)
     return Conversion(converted, to, tuple(old), notes=tuple(notes), **found)
+
+
+def _of_other_tensors(new: Mapping[nn.Module, nn.Module]) -> list[str]:
+    """Say what copies of the model, in memory and on disk, do not know of."""
+    added = {name for old, layer in new.items() for name in _tensors(layer) - _tensors(old)}
+    removed = {name for old, layer in new.items() for name in _tensors(old) - _tensors(layer)}
+    notes = []
+    if added or removed:
+        notes.append("the layers have other tensors: convert an average of the weights, such as AveragedModel, too")
+    if added and all(isinstance(layer, OWN_TYPES) for layer in new.values()):
+        held = ", ".join(sorted(added))
+        notes.append(f"checkpoints hold {held} too: for batch norm, save them after convert(model, 'batch')")
+    return notes
+
+
+def _tensors(layer: nn.Module) -> set[str]:
+    return {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
 
 
 def _wire(model: nn.Module, target: Target, example_inputs: Any, options: Mapping[str, Any]) -> Wiring | None:
