@@ -22,6 +22,7 @@ from anybatch.nn import (
     fold_channels,
     kalman_norm,
 )
+from anybatch.nn.prior_weight import moments_of_gain
 
 LAYERS = {2: KalmanNorm1d, 3: KalmanNorm1d, 4: KalmanNorm2d, 5: KalmanNorm3d}
 FIXED = {"gain": "fixed"}
@@ -334,8 +335,57 @@ def test_an_adaptive_gain_trusts_a_prior_as_far_as_it_is_right():
             layer(torch.randn(32, 8))
         weights[error] = layer.latest.prior_weight.item()
     assert weights[0.0] > 0.8
-    # noise 1/2 of the variance against a squared error of 9, in units of a variance that two samples underestimate
-    assert weights[3.0] == pytest.approx(0.5 / 9.5, rel=0.2)
+    # noise 1/2 against a squared error of 9
+    assert weights[3.0] == pytest.approx(0.5 / 9.5, rel=0.1)
+
+
+def alike_within_samples(num_samples: int, num_channels: int = 16, positions: int = 64) -> torch.Tensor:
+    """Positions that tell little that the first did not; variance 1."""
+    samples, rest = torch.randn(num_samples, num_channels, 1), torch.randn(num_samples, num_channels, positions)
+    return 0.95**0.5 * samples + 0.05**0.5 * rest
+
+
+@pytest.mark.parametrize("num_splits", [1, 32])
+def test_an_adaptive_gain_of_one_split_does_not_take_positions_for_samples(num_splits):
+    torch.manual_seed(0)
+    prior = standing_prior([[0.3] * 16], [[1.0] * 16])
+    layer = KalmanNorm1d(16, splits=num_splits, gain="adaptive", prior=prior)
+    found = []
+    for _ in range(100):
+        layer(alike_within_samples(2 * num_splits))
+        found.append(layer.latest.prior_weight.item())
+    # two samples of variance 0.95, against a squared error of 0.09
+    assert torch.tensor(found[20:]).mean().item() == pytest.approx(0.475 / (0.475 + 0.09), abs=0.03)
+
+
+def test_the_noise_of_an_only_sample_is_that_of_independent_positions():
+    torch.manual_seed(0)
+    prior = standing_prior([[0.3] * 4], [[1.0] * 4])
+    layer = KalmanNorm1d(4, gain="adaptive", prior=prior)
+    found = []
+    for _ in range(300):
+        layer(torch.randn(1, 4, 10))
+        found.append(layer.latest.prior_weight.item())
+    # the biased variance of ten positions is 0.9
+    assert torch.tensor(found[20:]).mean().item() == pytest.approx(0.09 / (0.1 + 0.09), abs=0.03)
+
+
+@pytest.mark.parametrize("num_samples", [1, 16])
+def test_the_adaptive_gain_of_group_norm_is_that_of_groups(num_samples):
+    torch.manual_seed(0)
+    prior = standing_prior([[1.0, 1.0, -1.0, -1.0]], [[1.0] * 4])  # wrong for every channel, right for every group
+    layer = GroupKalmanNorm(2, 4, gain="adaptive", prior=prior)
+    of_channels = torch.tensor([2.0, 0.0, -2.0, 0.0])[:, None]
+    for _ in range(100):
+        layer(torch.randn(num_samples, 4, 10) + of_channels)
+    assert layer.latest.prior_weight.item() > 0.8
+
+
+def test_a_channel_that_is_foretold_to_be_a_constant_does_not_decide_on_the_gain():
+    observed = Moments(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), torch.ones(2, 2))
+    noise, distance = moments_of_gain(observed, Moments(torch.ones(2, 2), torch.tensor([[1.0, 1e-12]] * 2)), 2)
+    check_close(noise, (2 + 100 * 0.5) / 2)
+    check_close(distance, (1 + 100 * 0.5) / 2)
 
 
 def test_control_priors_are_a_function_of_the_observed_moments():

@@ -124,8 +124,11 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
         rule = GroupCorrection(self.eps, self.options.gate, self.options.ratio_limit, self.num_groups)
         normalized = self._normalize(input, len(input), rule)
         if self.training and not is_computed_again():
-            self._track_gain(input[0].numel() // self.num_groups)
+            self._track_gain(input, input[0].numel() // self.num_groups)
         return normalized.output
+
+    def _as_blended(self, moments: Moments) -> Moments:
+        return fold_channels(moments, self.num_groups)
 
     def extra_repr(self) -> str:
         """Return what differs from the defaults."""

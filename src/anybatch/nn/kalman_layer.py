@@ -203,11 +203,21 @@ class KalmanLayer(nn.Module, ABC):
         return adaptive_prior_weight(self.gain_moments, self.options.prior_weight).to(wide_dtype(input))
 
     @torch.no_grad()
-    def _track_gain(self, num_values: int) -> None:
+    def _track_gain(self, input: Tensor, num_values: int) -> None:
         """Update what the adaptive gain is taken from; it serves the next pass."""
         if self.latest is not None and self.latest.prior is not None and self.options.gain == "adaptive":
-            moments = moments_of_gain(self.latest.observed, self.latest.prior, num_values)
+            observed, prior = (self._as_blended(each) for each in (self.latest.observed, self.latest.prior))
+            sample_means = _sample_means(input) if len(observed.mean) == 1 else None
+            moments = moments_of_gain(observed, prior, num_values, sample_means)
             self.gain_moments.lerp_(moments.to(self.gain_moments), _MOMENTUM_OF_GAIN)
+
+    def _as_blended(self, moments: Moments) -> Moments:
+        """Return moments of channels as the layer blends them."""
+        return moments
+
+
+def _sample_means(input: Tensor) -> Tensor:
+    return input.to(wide_dtype(input)).reshape(*input.shape[:2], -1).mean(2)
 
 
 def is_computed_again() -> bool:

@@ -110,6 +110,7 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
         num_values = input.numel() // (num_splits * self.num_features)
         self._check_more_than_one_value(num_values, input)
         if not is_computed_again():
+            self._track_gain(input, num_values)
             self._track(normalized, num_values)
         return normalized.output
 
@@ -122,7 +123,6 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _track(self, normalized: SplitNormalized, num_values: int) -> None:
-        self._track_gain(num_values)
         if not self.track_running_stats:
             return
         assert self.running_mean is not None
