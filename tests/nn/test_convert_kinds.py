@@ -251,6 +251,44 @@ def test_options_of_a_kind_reach_its_layers_and_momentum_may_be_given():
     assert not hasattr(model[1], "relaxation")
 
 
+OPTIONS = {
+    "ghost": ({"ghost_batch_size": 2, "running_update": "average"}, {"ghost_batch_size": 4}),
+    "kalman": ({"micro_batch_size": 2, "state_space": "raw", "prior_weight": 0.9}, {"gain": "fixed"}),
+    "group_kalman": ({"num_groups": 2, "state_space": "raw", "prior_weight": 0.9}, {"gain": "fixed"}),
+    "batch_renorm": ({"micro_batch_size": 2, "r_max": 2.0, "relaxation": (0, 1, 2), "momentum": 0.5}, {"d_max": 1.0}),
+    "moving_average": ({"micro_batch_size": 2, "num_averaged": 4, "momentum": 0.5}, {"r_max": 2.0}),
+}
+
+
+def options_of(layer):
+    return {**vars(layer), **vars(getattr(layer, "options", nn.Module()))}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_layer_of_the_kind_keeps_the_options_that_are_not_given(kind):
+    first, then = OPTIONS[kind]
+    model = small_model()
+    converted(model, kind, 8, **first)
+    converted(model, kind, 8, **then)
+    for layer in (model[1], model[5]):
+        found = options_of(layer)
+        assert {name: found[name] for name in (*first, *then)} == {**first, **then}
+        model(images(4, 8))
+
+
+def test_splits_and_micro_batches_take_each_others_place_and_none_is_the_default():
+    model = small_model()
+    for given, splits, size in (
+        ({"micro_batch_size": 2}, 1, 2), ({"splits": 2}, 2, None), ({}, 2, None), ({"micro_batch_size": 4}, 1, 4),
+        ({"micro_batch_size": None}, 1, None),
+    ):  # fmt: skip
+        converted(model, "kalman", 8, **given)
+        assert (model[1].options.splits, model[1].options.micro_batch_size) == (splits, size)
+    converted(model, "ghost", ghost_batch_size=2)
+    converted(model, "ghost", ghost_batch_size=None)
+    assert model[1].ghost_batch_size == 32
+
+
 def test_each_kind_converts_over_to_each_other_and_takes_new_options():
     model = small_model().eval()
     wanted = model(images(4, 8))

@@ -35,7 +35,9 @@ class Target:
 
     Attributes:
         types: what takes the place of BatchNorm1d, 2d and 3d, in this order.
-        options: keyword arguments of the constructor that `convert` hands on, each an attribute of the layer too.
+        options: keyword arguments of the constructor that `convert` hands on, each an attribute of the layer too, or of
+            its `options`.
+        alternatives: options of which a layer has one.
         attributes: of the layer, that it sets by itself; never taken over from another layer.
         model_options: options of `convert` that concern the model and not a layer.
         is_wired: whether its layers get priors from each other.
@@ -46,6 +48,7 @@ class Target:
 
     types: tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
     options: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     model_options: tuple[str, ...] = ()
     is_wired: bool = False
@@ -95,6 +98,7 @@ TARGETS: Mapping[Kind, Target] = {
     "kalman": Target(
         (KalmanNorm1d, KalmanNorm2d, KalmanNorm3d),
         options=_KALMAN_OPTIONS,
+        alternatives=("splits", "micro_batch_size"),
         attributes=_KALMAN_ATTRIBUTES,
         model_options=("sources",),
         is_wired=True,

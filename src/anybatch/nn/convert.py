@@ -24,6 +24,7 @@ from anybatch.nn.conversion_targets import (
     Target,
     is_frozen_batch_norm,
 )
+from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_wiring import Wiring, table_of, unwire_kalman, wire_kalman
 from anybatch.nn.optimizer_rebinding import check_holds, rebind
 
@@ -92,7 +93,7 @@ def convert(
             FrozenBatchNorm2d, whose weights stay frozen, and what an earlier conversion put in their place.
         to: "ghost", "kalman", "group_kalman", "batch_renorm", "moving_average": layers of this package; "group":
             GroupNorm; "layer": GroupNorm of one group; "sync": SyncBatchNorm; "batch": BatchNorm again, as for
-            deployment. A layer that is of the kind already gets the new options.
+            deployment. A layer that is of the kind already keeps the options that are not given.
         example_inputs: a tensor or a tuple of arguments of the model; needed by "kalman" and "group_kalman", which
             find out which layer follows which.
         optimizer: told of parameters that are added or removed, with their state; what is added has no weight decay.
@@ -128,7 +129,7 @@ def convert(
     if optimizer is not None:
         check_holds(optimizer, model)
     old = _find_layers(model, to)
-    new = {layer: _adopt(layer, target, given) for layer in old.values()}
+    new = {layer: _adopt(layer, target, _options_for(layer, target, options)) for layer in old.values()}
     centred = _weights_to_center(model, tuple(old), given)
     was_centred = any(isinstance(layer, TARGETS["moving_average"].types) for layer in new)
     converted = new.get(model, model)
@@ -241,10 +242,23 @@ def _holds_module(hook: Any) -> bool:
     return getattr(hook, "with_module", False)
 
 
+def _options_for(old: nn.Module, target: Target, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a layer in the place of an old one: those given, and those that one of its kind has."""
+    given = {name: value for name, value in options.items() if name in target.options}
+    chosen = {**_own_options(old, target, given), **given} if type(old) in target.types else given
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _own_options(layer: nn.Module, target: Target, given: Mapping[str, Any]) -> dict[str, Any]:
+    values = {**vars(layer), **(vars(layer.options) if isinstance(layer, KalmanLayer) else {})}
+    is_replaced = any(name in given for name in target.alternatives)
+    return {name: values[name] for name in target.options if not (is_replaced and name in target.alternatives)}
+
+
 def _adopt(old: nn.Module, target: Target, options: Mapping[str, Any]) -> nn.Module:
     """Return a layer of the target's that has all of the old one's it has a place for."""
-    new = _new_layer(old, target, {key: value for key, value in options.items() if key in target.options})
-    own = (OWN_ATTRIBUTES - _BATCH_NAMES) | (options.keys() & set(target.options))
+    new = _new_layer(old, target, options)
+    own = (OWN_ATTRIBUTES - _BATCH_NAMES) | options.keys()
     for key, value in vars(old).items():
         has_place = key not in _BATCH_NAMES or key in vars(new)
         if key not in own and key not in _REGISTERED and has_place:
