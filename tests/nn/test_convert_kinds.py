@@ -276,6 +276,29 @@ def test_a_layer_of_the_kind_keeps_the_options_that_are_not_given(kind):
         model(images(4, 8))
 
 
+def test_a_layer_of_the_kind_keeps_what_its_prior_has_learnt():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    converted(model, "kalman", 8, optimizer=optimizer, transition="learned")
+    learnt = dict(model[4].named_parameters())
+    conversion = converted(model, "kalman", 8, optimizer=optimizer, micro_batch_size=2)
+    assert "prior_scale" in learnt
+    assert all(parameter is learnt[name] for name, parameter in model[4].named_parameters())
+    assert conversion.notes == ()
+    converted(model, "kalman", 8, optimizer=optimizer, transition="analytic")
+    assert model[4].prior_logit is learnt["prior_logit"]
+    assert not hasattr(model[4], "prior_scale")
+    converted(model, "kalman", 8, optimizer=optimizer, prior_weight=0.8)
+    assert model[4].prior_logit.sigmoid().item() == pytest.approx(0.8)
+    converted(model, "kalman", 8, optimizer=optimizer, gain="adaptive")
+    assert not hasattr(model[4], "prior_logit")
+    model[4].gain_moments.fill_(0.5)
+    converted(model, "kalman", 8, optimizer=optimizer, micro_batch_size=4)
+    assert model[4].gain_moments.tolist() == [0.5, 0.5]
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in model.parameters()}
+
+
 def test_splits_and_micro_batches_take_each_others_place_and_none_is_the_default():
     model = small_model()
     for given, splits, size in (

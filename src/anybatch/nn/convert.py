@@ -267,6 +267,8 @@ def _adopt(old: nn.Module, target: Target, options: Mapping[str, Any]) -> nn.Mod
         new._buffers[key] = old._buffers[key]
     for key in new._parameters.keys() & (old._parameters.keys() | old._buffers.keys()):
         new._parameters[key] = _parameter(old, key)
+    if isinstance(new, KalmanLayer) and isinstance(old, type(new)):
+        new.go_on_from(old)
     return new
 
 

@@ -84,6 +84,20 @@ class KalmanLayer(nn.Module, ABC):
         else:
             self.remove_prior_parameters()
 
+    def go_on_from(self, other: KalmanLayer) -> None:
+        """Adopt what the prior of a layer has learnt, as far as the choices are the same.
+
+        Args:
+            other: the layer that this one takes the place of.
+        """
+        names = []
+        if (self.options.gain, self.options.prior_weight) == (other.options.gain, other.options.prior_weight):
+            names += ["prior_logit", "gain_moments"]
+        if self.options.transition == other.options.transition:
+            names += ["prior_scale", "prior_noise"]
+        for own, others in ((self._parameters, other._parameters), (self._buffers, other._buffers)):
+            own.update({name: others[name] for name in names if name in others})
+
     def remove_prior_parameters(self) -> None:
         """Take away what the layer has beyond the normalization layer it stands for."""
         for name in _ADDED_BY_A_PRIOR:
