@@ -79,6 +79,17 @@ def test_running_statistics_of_four_numbers(ghost_batch_size, running_update, me
     check_close(layer.running_var, var)
 
 
+def test_running_statistics_of_four_numbers_in_the_papers_other_forms():
+    means, variances = torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0], [4.0]])
+    check_close(advance_running_statistic(torch.ones(1), variances, 0.1), 1.30)  # biased
+    stds = (variances + 1e-5).sqrt()
+    check_close(advance_running_statistic(torch.ones(1), stds, 0.1), 1.100001, rtol=0, atol=5e-7)
+    printed = torch.tensor([[0.1 * 0.9], [0.1 * 0.9**2]])  # of algorithm 1, which do not sum to 1 with what is kept
+    check_close((printed * means).sum(0), 0.504)
+    check_close(0.81 + (printed * stds).sum(0), 1.062001, rtol=0, atol=5e-7)
+    assert printed.sum().item() + 0.81 == pytest.approx(0.981)
+
+
 def test_an_average_that_forgets_as_the_sequential_update_does_weighs_the_ghost_batches_alike():
     momentum = 1 - (1 - 0.1) ** 2
     layer = GhostBatchNorm1d(1, ghost_batch_size=2, running_update="average", momentum=momentum)

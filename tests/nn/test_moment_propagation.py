@@ -111,6 +111,23 @@ def test_check_7_borders_are_exact(groups, size, kernel, stride, padding, dilati
     check_close(result.var, spread.mean((2, 3)) + expected.var((2, 3), correction=0))
 
 
+def test_check_7_a_border_shifts_the_mean_of_a_small_map():
+    conv = nn.Conv2d(1, 1, 3, padding=1, bias=False).double()
+    corner, edge = -0.615, -0.601
+    conv.weight.data = torch.tensor([[[[corner, edge, corner], [edge, 0.0, edge], [corner, edge, corner]]]]).double()
+    size, num_draws = (8, 8), 4000
+    before = Moments(*(each.expand(num_draws, 1) for each in at([0.0], [1.0])[:2]), size)
+    rectified = through(torch.relu, before)
+    inside, bordered = (through(conv, Moments(*rectified[:2], each)).mean.detach() for each in (None, size))
+    torch.manual_seed(0)
+    sampled = SampledTransition(conv, find_propagation_rule(conv), torch.relu, None)(before).mean.detach()
+    # by hand: 0.398942 times 4 edges and 4 corners, of which 7 in 8 and 49 in 64 positions see a value
+    check_close(inside[0], 0.398942 * 4 * (edge + corner))
+    check_close(bordered[0], 0.398942 * 4 * (edge * 7 / 8 + corner * 49 / 64))
+    assert (round(inside[0].item(), 2), round(bordered[0].item(), 2)) == (-1.94, -1.59)
+    check_close(sampled.mean(), bordered[0], rtol=0.005, atol=0)
+
+
 @pytest.mark.parametrize(("size", "tolerance"), [(200, 0.01), (8, 0.2)])
 def test_check_7_the_sampled_prior_agrees_with_the_analytic_one(size, tolerance):
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """The slow obvious twin of `anybatch.nn.kalman_norm`: float64, one split and one channel at a time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,3 +86,62 @@ def _running(mean: Tensor, var: Tensor, running_splits: str) -> tuple[Tensor, Te
         return mean[0], var[0]
     centre = mean.sum(0) / len(mean)
     return centre, var.sum(0) / len(var) + ((mean - centre) ** 2).sum(0) / len(mean)
+
+
+@dataclass(frozen=True)
+class ReferenceGroups:
+    """What a pass of group norm with a prior gives: output and the posterior moments, for each channel."""
+
+    output: Tensor
+    mean: Tensor
+    var: Tensor
+
+
+def train_groups_once(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    prior: Sequence[Tensor] | None,
+    p: float | None,
+    num_groups: int,
+    gate: str = "channel",
+    ratio_limit: float = 100.0,
+    eps: float = 1e-5,
+) -> ReferenceGroups:
+    """Forward of one sample and one group at a time; the prior is of channels."""
+    size = x.shape[1] // num_groups
+    groups = [slice(g * size, (g + 1) * size) for g in range(num_groups)]
+    values = [[sample[group].reshape(-1) for group in groups] for sample in x]
+    means = [[each.sum() / len(each) for each in row] for row in values]
+    variances = [
+        [((each - m) ** 2).sum() / len(each) for each, m in zip(row, of_row, strict=True)]
+        for row, of_row in zip(values, means, strict=True)
+    ]
+    if prior is not None:
+        folded = [[_fold(prior[0][n, group], prior[1][n, group]) for group in groups] for n in range(len(x))]
+        constants = [[v.detach() for v in row] for row in variances]
+        prior_var = torch.tensor([[var.item() for _, var in row] for row in folded], dtype=torch.float64)
+        kept = keeps_prior(constants, prior_var, gate, ratio_limit, eps)
+        for n in range(len(x)):
+            for g in range(num_groups):
+                m, v, (pm, pv) = means[n][g], variances[n][g], folded[n][g]
+                if kept[n][g]:
+                    means[n][g] = p * pm + (1 - p) * m
+                    variances[n][g] = p * pv + (1 - p) * v + p * (1 - p) * (m - pm) ** 2
+    mean, var = (
+        torch.stack([torch.stack([row[c // size] for c in range(x.shape[1])]) for row in each])
+        for each in (means, variances)
+    )
+    samples = [
+        torch.stack(
+            [weight[c] * (x[n, c] - mean[n, c]) / (var[n, c] + eps) ** 0.5 + bias[c] for c in range(x.shape[1])]
+        )
+        for n in range(len(x))
+    ]
+    return ReferenceGroups(torch.stack(samples), mean, var)
+
+
+def _fold(means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of channels that are equally large parts of one group."""
+    mean = means.sum() / len(means)
+    return mean, (variances + means**2).sum() / len(means) - mean**2
