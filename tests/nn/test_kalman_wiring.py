@@ -344,6 +344,89 @@ def test_checkpointed_activations_give_the_same_gradients_and_buffers(transition
         torch.testing.assert_close(left, right)
 
 
+REENTRANT = partial(checkpoint, use_reentrant=True)
+LOSES_GRADIENT = "a prior must be predicted within a checkpointed part .* Pass use_reentrant=False to the checkpoint"
+
+
+class Parts(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts, self.run = nn.ModuleList(parts), directly
+
+    def forward(self, x):
+        for part in self.parts:
+            x = self.run(part, x)
+        return x
+
+
+def in_parts(*lengths: int, run=REENTRANT, **options) -> nn.Module:
+    """A chain of three norms, cut into checkpointed parts of so many modules."""
+    options = {"gain": "fixed", "prior_weight": 0.9, **options}
+    last = [nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), KalmanNorm2d(6, micro_batch_size=2, **options)]
+    modules = iter((*chain(**options), *last))
+    model = Parts(*(nn.Sequential(*(next(modules) for _ in range(length))) for length in lengths))
+    assert len(wire_kalman(model, EXAMPLE).priors) == 2
+    model.run = run
+    return model
+
+
+def plain_gradients(model: nn.Module) -> list[torch.Tensor]:
+    model = copy.deepcopy(model)
+    model.run = directly
+    return gradients(model, images().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("state_space", "lengths"), [("raw", (3, 5)), ("raw", (3, 3, 2)), ("observed", (3, 3, 2)), ("observed", (6, 2))]
+)
+def test_a_gradient_that_reentrant_checkpoints_lose_is_told_of(state_space, lengths):
+    model = in_parts(*lengths, state_space=state_space)
+    with pytest.warns(UserWarning, match=LOSES_GRADIENT):
+        of_first, *_ = gradients(model, images().requires_grad_())
+    wanted, *_ = plain_gradients(model)
+    assert (of_first - wanted).norm() > 0.01 * wanted.norm()
+
+
+def test_a_gradient_that_is_lost_from_a_part_that_is_not_checkpointed_is_told_of():
+    model = in_parts(3, 5, state_space="raw")
+    model.run = lambda part, x: (directly if len(part) == 3 else REENTRANT)(part, x)
+    with pytest.warns(UserWarning, match=LOSES_GRADIENT):
+        gradients(model, images().requires_grad_())
+
+
+def test_a_gradient_that_is_lost_on_the_way_to_a_sum_is_told_of():
+    model = Residual(state_space="normalized", gain="fixed")
+    wire_kalman(model, EXAMPLE)
+    model.run = REENTRANT
+    with pytest.warns(UserWarning, match=LOSES_GRADIENT):
+        gradients(model, images().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options"),
+    [
+        ((8,), {"state_space": "observed"}),  # predicted within the part
+        ((3, 3, 2), {"state_space": "normalized", "eps": 1e-9}),  # from affine parameters, which are read again
+        ((3, 5), {"state_space": "observed"}),  # from those too, as the first norm has no prior
+        ((3, 3, 2), {"state_space": "observed", "detach_prior": True}),
+        ((3, 3, 2), {"state_space": "observed", "run": partial(checkpoint, use_reentrant=False)}),
+    ],
+    ids=["within", "normalized", "first", "detached", "not reentrant"],
+)
+def test_where_checkpoints_lose_no_gradient_nothing_is_said(lengths, options):
+    model = in_parts(*lengths, **options)
+    wanted = plain_gradients(model)
+    for left, right in zip(gradients(model, images().requires_grad_()), wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+
+
+def test_a_frozen_layer_before_a_reentrant_checkpoint_has_no_gradient_to_lose():
+    model = in_parts(3, 5, state_space="raw")
+    model.parts[0].requires_grad_(False).eval()
+    model(images().requires_grad_()).square().mean().backward()
+    assert model.parts[1][1].weight.grad is not None
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler hides it, unless warnings are errors
 def test_a_compiled_model_has_no_break_and_the_same_numbers():
     model = Residual()

@@ -25,11 +25,42 @@ class Place(Protocol):
         """Return the moments of this pass; None where the pass did not come by."""
         ...
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from the moments that are read now, though one may be wanted."""
+        ...
+
+
+def are_cut_off(moments: Moments | None, was_recorded: bool) -> bool:
+    """Return whether moments of a pass have lost their way back.
+
+    Args:
+        moments: with their history, or without it at the end of the pass; None where there are none.
+        was_recorded: whether autograd was on when they were made.
+
+    Returns:
+        Whether a gradient that is wanted does not reach what they were made of.
+    """
+    if moments is None:
+        return False
+    return not was_recorded or any(each.requires_grad and each.is_leaf for each in moments[:2])
+
 
 class Carried:
     """A place that keeps the moments of the running pass; copies of it are empty."""
 
     latest: Moments | None = None
+    was_recorded: bool = True
+
+    def keep(self, moments: Moments | None) -> None:
+        """Take the moments of this pass."""
+        self.latest = moments
+        self.was_recorded = torch.is_grad_enabled()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from the moments that are kept."""
+        return are_cut_off(self.latest, self.was_recorded)
 
     def read(self, num_splits: int) -> Moments | None:
         """Return the moments of this pass; None where the pass did not come by."""
@@ -54,6 +85,11 @@ class NormOutput(Protocol):
         """Return the moments of the layer's output, in its state space."""
         ...
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from these moments."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class BehindNorm:
@@ -64,6 +100,11 @@ class BehindNorm:
     def read(self, num_splits: int) -> Moments | None:
         """Return the moments of the layer's output."""
         return self.layer.output_moments(num_splits)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from the moments of the layer's output."""
+        return self.layer.is_cut_off
 
 
 class Reader(Protocol):
@@ -94,7 +135,7 @@ class Cut(Carried):
         if any(reader.needs_prior for reader in self.readers):
             tensor = inputs[0] if output is None else output
             with torch.autocast(tensor.device.type, enabled=False):
-                self.latest = observe_splits(_kept_for_backward(tensor), self._count_splits(len(tensor)))
+                self.keep(observe_splits(_kept_for_backward(tensor), self._count_splits(len(tensor))))
 
 
 def _kept_for_backward(tensor: Tensor) -> Tensor:
@@ -129,7 +170,7 @@ class Step(Carried):
 
     def run(self, num_splits: int) -> None:
         """Compute and keep."""
-        self.latest = self.compute(num_splits)
+        self.keep(self.compute(num_splits))
 
     def read(self, num_splits: int) -> Moments | None:
         """Return what was kept; computed where the layer that does so is not in training."""
@@ -190,6 +231,12 @@ class Program:
         for step in self.steps:
             step.run(num_splits)
         return self.output.read(num_splits)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from one of the places that the steps begin at."""
+        read = [self.output, *(place for step in self.steps for place in step.places())]
+        return any(place.is_cut_off for place in read if place not in self.steps)
 
 
 @dataclass(frozen=True, eq=False)

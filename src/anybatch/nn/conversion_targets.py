@@ -25,7 +25,7 @@ MOST_GROUPS = 32
 CHANNELS_OF_A_GROUP = 4
 _NO_STATISTICS = "the running statistics have no home in GroupNorm, so evaluation changes: train or fine-tune after it"
 _KALMAN_OPTIONS = tuple(option.name for option in fields(KalmanOptions))
-_KALMAN_ATTRIBUTES = ("options", "program", "latest", "evaluated_size")
+_KALMAN_ATTRIBUTES = ("options", "program", "latest", "was_recorded", "evaluated_size")
 _OF_SPLITS = ("splits", "micro_batch_size", "running_splits")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
-from anybatch.nn.carried_moments import Program
+from anybatch.nn.carried_moments import Program, are_cut_off
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_options import KalmanOptions
 from anybatch.nn.moment_propagation import CannotPropagate
@@ -20,6 +21,10 @@ from anybatch.nn.split_normalization import SplitNormalized, normalize_splits, o
 
 _ADDED_BY_A_PRIOR = ("prior_logit", "prior_scale", "prior_noise", "gain_moments")
 _MOMENTUM_OF_GAIN = 0.1
+_LOST_GRADIENT = (
+    "a prior must be predicted within a checkpointed part where checkpoints are reentrant; got one from another part, "
+    "through which no gradient flows. Pass use_reentrant=False to the checkpoint, or set detach_prior=True."
+)
 
 
 class LayerMoments(NamedTuple):
@@ -51,11 +56,13 @@ class KalmanLayer(nn.Module, ABC):
         options: the choices it was made with.
         program: how its prior is computed, where `wire_kalman` found a way.
         latest: its moments in the last training pass; in the study of errors, what to read.
+        was_recorded: whether autograd was on in that pass.
     """
 
     options: KalmanOptions
     program: Program | None
     latest: LayerMoments | None
+    was_recorded: bool = True
     weight: Any
     bias: Any
     eps: float
@@ -167,6 +174,14 @@ class KalmanLayer(nn.Module, ABC):
         mean = bias + scale * (observed.mean - posterior.mean)
         return Moments(mean, scale.square() * observed.var, posterior.size)
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether no gradient flows back from `output_moments`; that to affine parameters, read anew, always does."""
+        if self.latest is None or not self.needs_prior or self.options.state_space == "normalized":
+            return False
+        is_plain = self.latest.prior is None and self.options.state_space == "observed"  # then it is "normalized"
+        return not is_plain and are_cut_off(self.latest.posterior, self.was_recorded)
+
     def _settled(self, num_splits: int) -> tuple[Moments, Moments] | None:
         """Return observed and posterior moments per channel; None where the layer has not run in this pass."""
         return None if self.latest is None else (self.latest.observed, self.latest.posterior)
@@ -179,6 +194,7 @@ class KalmanLayer(nn.Module, ABC):
             of_prior = (None, None) if prior is None else prior[:2]
             normalized = normalize_splits(input, num_splits, rule, (self.weight, self.bias, *of_prior, weight))
         self.latest = LayerMoments(normalized.observed, prior, normalized.posterior, weight)
+        self.was_recorded = torch.is_grad_enabled()
         return normalized
 
     def _prior(self, input: Tensor, num_splits: int) -> Moments | None:
@@ -198,6 +214,7 @@ class KalmanLayer(nn.Module, ABC):
         """Return the predicted moments; None where nothing is known in this pass."""
         if self.program is None:
             return None
+        self._warn_of_lost_gradient(self.program)
         try:
             return self.program.predict(num_splits)
         except CannotPropagate as error:
@@ -205,6 +222,12 @@ class KalmanLayer(nn.Module, ABC):
                 f"a prior must have a rule at every step of its way; got {error}. Wire the model with example inputs "
                 "of the size it trains on, or with a source behind that."
             ) from error
+
+    def _warn_of_lost_gradient(self, program: Program) -> None:
+        """Tell that a checkpointed part, computed again, is predicted from another one's pass, which is gone."""
+        is_reentrant = is_computed_again() and torch.is_grad_enabled() and not self.was_recorded
+        if is_reentrant and not self.options.detach_prior and program.is_cut_off:
+            warnings.warn(_LOST_GRADIENT, stacklevel=2)
 
     def _prior_weight(self, input: Tensor) -> Tensor:
         """Return p, one number."""
