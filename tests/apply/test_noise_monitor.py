@@ -45,6 +45,14 @@ def test_the_first_step_is_never_measured():
     assert train(NoiseMonitor(model, every=1), model, 4) == [2, 3, 4]
 
 
+def test_a_measured_step_outside_sub_batch_is_refused():
+    monitor = NoiseMonitor(BodyAndHead(), every=3)
+    assert not monitor.finish()
+    assert not monitor.finish()
+    with pytest.raises(InputError, match=r"forward pass and backward\(\) inside monitor.sub_batch\(size\); got none"):
+        monitor.finish()
+
+
 def test_steps_between_leave_no_hook_and_call_no_source(monkeypatch):
     model = BodyAndHead()
     monitor = NoiseMonitor(model, every=3)

@@ -144,10 +144,16 @@ class NoiseMonitor:
             Whether the step was measured, so that `log()` is new.
 
         Raises:
-            InputError: at the first step, where steps of this kind cannot be measured.
+            InputError: at the first step, where steps of this kind cannot be measured; at a step that is due, where no
+                part of it was inside `sub_batch()`.
             ValueError: as for the source, such as fewer than two micro-batches.
             RuntimeError: as for the source.
         """
+        if self.is_due and not self._num_parts:
+            raise InputError(
+                "a measured step must have its forward pass and backward() inside monitor.sub_batch(size); got none in "
+                f"step {self._num_steps + 1}. Hold each micro-batch so, at least where monitor.is_due."
+            )
         is_measured = self.is_due and self._source is not None
         if is_measured:
             assert self._source is not None
