@@ -5,7 +5,7 @@ import math
 import pytest
 
 from anybatch import InputError, RunError
-from anybatch.probing.target import LossPoint, crossing_of, decide_target, samples_to
+from anybatch.probing.target import LossPoint, LossTarget, crossing_of, decide_target, samples_to, samples_to_judge_by
 
 
 def falling(start=2.3, end=0.1, rate=0.01, scatter=0.0, num_points=101, step=10):
@@ -77,3 +77,33 @@ def test_the_first_crossing_counts_and_lies_between_two_points():
 
 def test_a_loss_that_is_no_number_is_no_crossing():
     assert samples_to([LossPoint(0, 0.0, 2.0), LossPoint(10, 1.0, math.nan)], 1.0) is None
+
+
+def target_of(loss):
+    return LossTarget(loss, 2.3, 64.0, "made up")
+
+
+def test_a_target_far_down_judges():
+    known = [falling(), falling()[:50]]
+    assert samples_to_judge_by(target_of(0.2), 1000, known, whole=3000) is None
+
+
+def test_a_target_barely_below_the_start_needs_a_run_to_half_the_way_that_is_known():
+    needed = samples_to_judge_by(target_of(2.25), 20, [falling(), falling()[:5]], whole=1000)
+    assert needed == pytest.approx(75, rel=0.1)  # exp(-0.01 n) = 1 - 0.5 / 0.95
+    target = decide_target([point for point in falling() if point.samples <= 1.1 * needed], 8)
+    assert samples_to_judge_by(target, needed, [falling()], whole=1000) is None
+
+
+def test_a_target_needs_a_part_of_the_epochs_however_far_down_it_lies_of_what_is_known():
+    known = [falling(rate=0.05)]
+    assert samples_to_judge_by(target_of(0.2), 1000, known, whole=10**6) == 20_000
+
+
+def test_a_run_that_was_long_enough_for_others_is_doubled_at_least():
+    assert samples_to_judge_by(target_of(2.25), 900, [falling()], whole=1000) == 1800
+
+
+def test_a_loss_that_is_lost_is_no_way_down():
+    lost = [LossPoint(0, 0.0, 2.3), LossPoint(10, 0.0, math.nan), LossPoint(20, 0.0, -math.inf)]
+    assert samples_to_judge_by(target_of(0.2), 1000, [falling(), lost], whole=3000) is None

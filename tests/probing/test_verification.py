@@ -27,7 +27,7 @@ def measured(size, critical=30.0, scatter=0.02, examples=1000.0, speed=10_000.0,
     return one
 
 
-def joined(sizes=(8, 32, 128), predicted=30.0, recommended=32, largest=512, skipped=None, **changes):
+def joined(sizes=(8, 32, 128), predicted=30.0, recommended=32, largest=512, skipped=None, objection=None, **changes):
     return join_measured(
         TARGET,
         {size: measured(size, **changes) for size in sizes},
@@ -39,6 +39,7 @@ def joined(sizes=(8, 32, 128), predicted=30.0, recommended=32, largest=512, skip
         largest=largest,
         budget=60.0,
         spent=20.0,
+        objection=objection,
     )
 
 
@@ -107,6 +108,14 @@ def test_points_without_a_bend_decide_nothing():
     found = joined(critical=1e9)
     assert (found.verdict, found.ratio) == ("undetermined", None)
     assert found.reason.startswith("the measured sizes do not determine the critical batch size")
+
+
+def test_a_target_too_near_the_start_decides_nothing_however_far_off_the_prediction_is():
+    found = joined(predicted=120.0, objection="the target is too near the start")
+    assert (found.verdict, found.ratio) == ("undetermined", None)
+    assert found.reason == "the target is too near the start"
+    assert found.points
+    assert found.sentence
 
 
 def test_a_law_with_an_open_interval_is_drawn_all_the_same():

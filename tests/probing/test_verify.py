@@ -135,6 +135,13 @@ def test_a_loss_that_is_asked_for_is_gone_to(first, runs):
     assert found.points[0].samples < first.verification.points[0].samples
 
 
+def test_a_target_barely_below_the_start_judges_nothing_and_says_what_would(first, tmp_path):
+    wanted = 0.99 * first.verification.target.start_loss
+    found = verified(workload_of(), first, tmp_path, target_loss=wanted).verification
+    assert (found.verdict, found.ratio) == ("undetermined", None)
+    assert "Give a lower --verify-target" in found.reason
+
+
 def test_a_size_off_the_powers_of_two_is_measured_beside_its_halves_and_quarters(tmp_path):
     workload = vectors_workload(train_set=labelled_vectors(96), epochs=4)
     found = verified(workload, probed(workload, batch_size=96), tmp_path, budget=15.0).verification

@@ -14,6 +14,8 @@ SHARE_LEFT = 0.05
 LAST_PART = 0.8
 FEWEST_POINTS = 5
 CLEARLY = 3.0
+LEAST_DESCENT = 0.5  # of the way down that is known; our choice, as the next one
+LEAST_EPOCHS = 0.02  # of the workload's
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,32 @@ def decide_target(curve: Sequence[LossPoint], batch_size: int, wanted: float | N
     samples = samples_to(curve, loss)
     assert samples is not None  # the median of the end lies below
     return LossTarget(loss, start, samples, reason)
+
+
+def samples_to_judge_by(
+    target: LossTarget, seen: float, known: Sequence[Sequence[LossPoint]], whole: float
+) -> float | None:
+    """Return how long the small-batch run must be, where its target is too near the start to judge a law by.
+
+    In the first few updates samples are cut in whole steps and rates have no time to differ, so that no law shows.
+
+    Args:
+        target: of the run.
+        seen: samples, by the run.
+        known: ways down from the start, this run's and others', of which the least loss is the lowest that is known.
+        whole: samples in the workload's epochs.
+
+    Returns:
+        Samples, twice those seen or more; None where the target lies half of the known way down, and the run covers
+        a fiftieth of the epochs.
+    """
+    start, least_samples = target.start_loss, LEAST_EPOCHS * whole
+    lowest = min(point.loss for curve in known for point in curve if math.isfinite(point.loss))
+    needed = [least_samples] if seen < least_samples else []
+    if start - target.loss < LEAST_DESCENT * (start - lowest):
+        end = start - LEAST_DESCENT / (1 - SHARE_LEFT) * (start - lowest)
+        needed += [samples for curve in known if (samples := samples_to(curve, end)) is not None][:1]
+    return max(*needed, 2 * seen) if needed else None
 
 
 def samples_to(curve: Sequence[LossPoint], loss: float) -> float | None:

@@ -92,7 +92,8 @@ class Verification:
         predicted_critical_batch_size: B_crit on the way to the target, as the probe has it.
         whole_critical_batch_size: B_crit over the probe's whole runs, which the recommendation is made from.
         ratio: predicted over measured B_crit; None where the points do not determine it.
-        verdict: "confirmed" within a factor 2, "refuted" beyond it, "undetermined" without a ratio.
+        verdict: "confirmed" within a factor 2, "refuted" beyond it, "undetermined" without a ratio or with a target
+            too near the start.
         recommended: the recommended batch size.
         largest: the largest that fits at once.
         fastest: the measured size with the least time.
@@ -138,6 +139,7 @@ def join_measured(
     largest: int,
     budget: float,
     spent: float,
+    objection: str | None = None,
 ) -> Verification:
     """Lay the measured sizes beside the prediction.
 
@@ -152,6 +154,7 @@ def join_measured(
         largest: that fits at once.
         budget: seconds.
         spent: seconds.
+        objection: why these runs cannot judge the law, whatever they show.
 
     Returns:
         The verification.
@@ -167,7 +170,7 @@ def join_measured(
     fastest = min(points, key=lambda point: point.seconds)
     mine = by_size[recommended]
     ratio = None if fit.critical_batch_size is None else law.critical_batch_size / fit.critical_batch_size
-    verdict = judge(ratio, fit)
+    verdict = "undetermined" if objection else judge(ratio, fit)
     time_of_largest = _ratio_of(by_size.get(largest), mine) if largest != recommended else None
     return Verification(
         target=target,
@@ -186,7 +189,7 @@ def join_measured(
         time_of_largest=time_of_largest,
         slowdown=_slowdown(points, plans),
         sentence=_sentence(mine, largest, time_of_largest, predicted),
-        reason=_why(law, whole_critical_batch_size, fit, ratio, verdict),
+        reason=objection or _why(law, whole_critical_batch_size, fit, ratio, verdict),
         budget=budget,
         spent=spent,
     )

@@ -15,7 +15,7 @@ from anybatch.probing.noise import DEFAULT_EPOCHS, run_batch_size, run_lr_scale
 from anybatch.probing.result import ProbeResult
 from anybatch.probing.stored_probe import setting_of
 from anybatch.probing.sweep import SizePlan, Sweep, sizes_to_measure
-from anybatch.probing.target import LossTarget, decide_target
+from anybatch.probing.target import LossPoint, LossTarget, decide_target, samples_to_judge_by
 from anybatch.probing.target_runs import Limits, TargetRun
 from anybatch.probing.verification import join_measured
 from anybatch.report.wording import number
@@ -133,11 +133,36 @@ def _verify(
         largest=largest,
         budget=budget,
         spent=kept.spent,
+        objection=_objection(workload, result, target, record.curve, budget, is_chosen=target_loss is None),
     )
     progress("verify", 1.0, verification.verdict)
     seconds = {**result.seconds, "verify": time.monotonic() - started}
     seconds["total"] = sum(spent for name, spent in seconds.items() if name != "total")
     return replace(result, verification=verification, seconds=seconds)
+
+
+def _objection(
+    workload: Workload,
+    result: ProbeResult,
+    target: LossTarget,
+    curve: Sequence[LossPoint],
+    budget: float,
+    *,
+    is_chosen: bool,
+) -> str | None:
+    """Say why a target is too near the start to judge by, and what to give; None where it is not."""
+    assert result.noise is not None
+    runs = (result.noise.points, *result.noise.more_points)
+    probed = [[LossPoint(point.num_samples, 0.0, point.loss) for point in points] for points in runs]
+    seen, whole = curve[-1].samples, _whole_length(workload)
+    needed = samples_to_judge_by(target, seen, [*probed, curve], whole)
+    if needed is None:
+        return None
+    advice = f"--verify-budget of about {number(budget * needed / seen)} s" if is_chosen else "lower --verify-target"
+    return (
+        f"the target, {target.loss:.4g}, is too near the start, {target.start_loss:.4g}, to judge the law by: the run "
+        f"that sets it saw {seen:,} of {whole:,} samples. Give a {advice}"
+    )
 
 
 @dataclass(frozen=True)
@@ -171,7 +196,7 @@ def small_run(
     batch_size = run_batch_size(workload, runtime, smallest)
     plan = StepTimes(result.throughput, result.memory.max_micro_batch_size).plan(-(-batch_size // runtime.world_size))
     affordable = SMALL_RUN_SHARE * budget / plan.seconds * batch_size
-    whole = math.ceil((workload.epochs or DEFAULT_EPOCHS) * workload.num_samples)
+    whole = _whole_length(workload)
     length = int(min(whole, affordable))
     fewest, most = EVAL_SAMPLES
     run = TargetRun(
@@ -184,6 +209,11 @@ def small_run(
         eval_samples=min(max(int(EVAL_SHARE * length), fewest), most, workload.num_samples),
     )
     return SmallRun(run, Limits(whole, SMALL_RUN_SHARE * budget), plan.seconds / batch_size)
+
+
+def _whole_length(workload: Workload) -> int:
+    assert workload.num_samples is not None
+    return math.ceil((workload.epochs or DEFAULT_EPOCHS) * workload.num_samples)
 
 
 def plan_sizes(result: ProbeResult, law: SampleLaw, world_size: int, sizes: Sequence[int]) -> dict[int, SizePlan]:
