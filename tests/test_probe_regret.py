@@ -4,11 +4,13 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from probing.made_up import noise_of
 
 from anybatch.probing.noise import NoisePoint, average
+from anybatch.probing.target import LossPoint
 
 STUDY = Path(__file__).parent.parent / "studies" / "anybatch_2026_probe_regret"
 
@@ -137,3 +139,19 @@ def test_earlier_losses_leave_more_of_the_way(study):
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == pytest.approx(0.2)
     assert measuring.target_at(target, 1.0) == pytest.approx(2.2)
+
+
+def test_a_dear_evaluation_takes_fewer_samples(study, tmp_path):
+    parts = study["run"].FULL
+    assert parts["char-lm"].eval_samples == 256
+    assert {parts[name].eval_samples for name in ("digits", "fashion-mnist")} == {2048}
+
+    class Kept:
+        def take(self, run, limits):
+            self.run = run
+            return SimpleNamespace(curve=[LossPoint(n, 0.0, 2 + 8 / 2**n) for n in range(20)])
+
+    workload, kept = parts["digits"].workload(tmp_path), Kept()
+    run, _ = study["measuring"].set_target(workload, study["measuring"].Runtime.detect("cpu"), kept, 300)
+    assert run == kept.run
+    assert run.eval_samples == 300

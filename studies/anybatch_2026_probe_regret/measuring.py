@@ -40,7 +40,6 @@ from anybatch.train.run_folder import RunFolder
 from anybatch.train.runtime import Runtime
 
 NO_LIMIT = 1e9  # seconds
-EVAL_SAMPLES = 2048
 NUM_EVALUATIONS = 200  # of the run that sets the target
 SHARES_LEFT = (0.4, 0.2, 0.1, 0.05)  # of the way down; the last is the target, the others are passed on the way
 FRACTIONS = (0.0, 1 / 128, 1 / 64, 3 / 128, *(step / 32 for step in range(1, 33)))
@@ -74,11 +73,14 @@ class Part:
         workload: from the data's folder.
         batch_sizes: trained to the target, beside those that probes recommend.
         geometries: that the noise scale is measured in.
+        eval_samples: training samples that a loss is taken on, the same ones each time. A run is evaluated some 50 to
+            200 times, which must not take longer than training it.
     """
 
     workload: Callable[[Path], Workload]
     batch_sizes: Sequence[int]
     geometries: Sequence[Geometry] = ("sgd",)
+    eval_samples: int = 2048
 
 
 def measure(part: Part, effort: Effort, root: Path, runs: Path, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def measure(part: Part, effort: Effort, root: Path, runs: Path, tell: Callable[[
         tell(f"probe, seed {seed}")
         probes.append(anybatch.probe(workload, budget=effort.probe_seconds, seed=seed, runs=runs))
     kept = KeptRuns(workload, runtime, runs, setting)
-    small, target = set_target(workload, runtime, kept)
+    small, target = set_target(workload, runtime, kept, part.eval_samples)
     recommended = [_recommended(probe) for probe in probes]
     tell(f"target {target.loss:.3g}: {target.reason}; recommended {recommended}")
     sizes = sweep_sizes(workload, kept, small, target, sorted({*part.batch_sizes, *recommended}), tell)
@@ -143,7 +145,7 @@ def near(sizes: Collection[int], recommended: Sequence[int]) -> set[int]:
     return {size for size in sizes if size <= REACH * statistics.median(recommended)}
 
 
-def set_target(workload: Workload, runtime: Runtime, kept: KeptRuns) -> tuple[TargetRun, LossTarget]:
+def set_target(workload: Workload, runtime: Runtime, kept: KeptRuns, eval_samples: int) -> tuple[TargetRun, LossTarget]:
     """Train at the probe's small batch through the workload's epochs; return that run and the loss to reach."""
     assert workload.num_samples is not None
     assert workload.epochs is not None
@@ -156,7 +158,7 @@ def set_target(workload: Workload, runtime: Runtime, kept: KeptRuns) -> tuple[Ta
         seed=0,
         target_loss=None,
         spacing=max(batch_size, length // NUM_EVALUATIONS),
-        eval_samples=min(EVAL_SAMPLES, workload.num_samples),
+        eval_samples=min(eval_samples, workload.num_samples),
     )
     record = kept.take(run, Limits(length, NO_LIMIT))
     return run, decide_target(record.curve, batch_size)

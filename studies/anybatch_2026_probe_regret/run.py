@@ -60,7 +60,7 @@ def char_lm(_: Path) -> Workload:
 FULL = {
     "digits": Part(digits, [2, 4, 8, 16, 32, 64, 128, 256, 1437]),
     "fashion-mnist": Part(fashion_mnist, [4, 16, 32, 64, 128, 256, 512, 1024, 8192]),
-    "char-lm": Part(char_lm, [2, 4, 8, 16, 32, 64, 128], ("sgd", "adam")),
+    "char-lm": Part(char_lm, [2, 4, 8, 16, 32, 64, 128], ("sgd", "adam"), eval_samples=256),
 }
 EFFORT = Effort(probe_seconds=60, num_probes=3, noise_seconds=400)
 QUICK = Effort(probe_seconds=30, num_probes=3, noise_seconds=100)
