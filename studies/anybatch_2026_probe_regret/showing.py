@@ -45,11 +45,15 @@ def _run_row(found: Mapping[str, Any]) -> Sequence[object]:
 def _advice_rows(found: Mapping[str, Any]) -> Iterable[Sequence[object]]:
     for name, part in found["workloads"].items():
         best = min(row["seconds"] for row in part["sizes"])
-        for probe, regret in zip(part["probes"], part["regrets"], strict=True):
+        for probe, (regret, is_measured) in zip(part["probes"], part["regrets"], strict=True):
             band = f"{probe['recommended']} ({probe['recommended_low']} to {probe['recommended_high']})"
-            yield name, f"the probe, seed {probe['seed']}", band, f"{regret:.2f}"
+            yield name, f"the probe, seed {probe['seed']}", band, f"{regret:.2f}" + _by_law(is_measured)
         for rule, (seconds, is_measured) in found["times_of_rules"][name].items():
-            yield name, rule, part["advised"][rule], f"{seconds / best:.2f}" + ("" if is_measured else ", by the law")
+            yield name, rule, part["advised"][rule], f"{seconds / best:.2f}" + _by_law(is_measured)
+
+
+def _by_law(is_measured: bool) -> str:
+    return "" if is_measured else ", by the law"
 
 
 def _size_rows(parts: Mapping[str, Any]) -> Iterable[Sequence[object]]:
@@ -96,11 +100,11 @@ def _draw_times(axis: Axes, part: Mapping[str, Any], rules: Mapping[str, tuple[f
     spread = [[abs(sample * row["seconds_per_sample"] - row["seconds"]) / best for sample in
                (min(row["samples"]), max(row["samples"]))] for row in part["sizes"]]  # fmt: skip
     axis.errorbar(sizes, times, list(zip(*spread, strict=True)), color="black", marker="o", capsize=3, label="measured")
-    for number, (probe, regret) in enumerate(zip(part["probes"], part["regrets"], strict=True)):
+    for number, (probe, (regret, _)) in enumerate(zip(part["probes"], part["regrets"], strict=True)):
         label = "recommended, each seed" if not number else None
         axis.plot(probe["recommended"], regret, "C2*", ms=16, alpha=0.6, label=label)
     for rule, (seconds, is_measured) in rules.items():
-        label = f"{rule}: {part['advised'][rule]}" + ("" if is_measured else ", by the law")
+        label = f"{rule}: {part['advised'][rule]}" + _by_law(is_measured)
         axis.plot(part["advised"][rule], seconds / best, "D", color=COLOURS[rule], ms=8, label=label)
     axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="time to target over the best")
     axis.legend(frameon=False, fontsize=8)
