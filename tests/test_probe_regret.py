@@ -12,6 +12,10 @@ from probing.made_up import noise_of
 from anybatch.probing.noise import NoisePoint, average
 from anybatch.probing.target import LossPoint
 
+sys.path.append(str(Path(__file__).parents[1] / "studies"))
+from kept_runs import KEPT
+from reporting import END, START
+
 STUDY = Path(__file__).parent.parent / "studies" / "anybatch_2026_probe_regret"
 
 
@@ -82,19 +86,28 @@ def test_other_tools_follow_memory_alone(study, largest, num_samples, sizes):
 
 def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None, largest=320):
     times = seconds or {4: 1.5, 8: 1.0, 16: 1.2, 32: 2.0}
-    sizes = [{"batch_size": size, "seconds": each, "seconds_per_sample": 1e-3} for size, each in times.items()]
+    sizes = [
+        {"batch_size": size, "seconds": each, "seconds_per_sample": 1e-3, "samples": [1000 * each], "lr_scale": 1.0,
+         "is_bracketed": True}
+        for size, each in times.items()
+    ]  # fmt: skip
     law = {"examples": 1000.0, "critical_batch_size": 20.0, "low": 15.0, "high": 30.0}
-    probes = [{"recommended": size, "critical_batch_size": predicted, "interval": [20.0, None]} for size in recommended]
+    probes = [
+        {"seed": seed, "recommended": size, "recommended_low": size, "recommended_high": size,
+         "critical_batch_size": predicted, "interval": [20.0, None]}
+        for seed, size in enumerate(recommended)
+    ]  # fmt: skip
     names = ["harmonic", "harmonic over log loss", "arithmetic", "last", "first"]
     names += [f"{name}, whole run" for name in names if name != "first"]
     averages = {name: 20.0 * (1 + index) for index, name in enumerate(names)}
     return {
         "workload": "made up",
+        "environment": {"date": "today", "device": "CPU", "num_threads": 1, "torch": "2"},
         "sizes": sizes,
         "probes": probes,
         "advised": {"Lightning": 32, "Accelerate": 16, "largest": largest},
         "num_noise_runs": 3,
-        "by_loss": [{"loss": 0.5, "law": law, "averages": {"sgd": averages}}],
+        "by_loss": [{"loss": 0.5, "law": law, "law_of_all_sizes": law, "averages": {"sgd": averages}}],
     }
 
 
@@ -163,3 +176,24 @@ def test_a_dear_evaluation_takes_fewer_samples(study, tmp_path):
     run, _ = study["measuring"].set_target(workload, study["measuring"].Runtime.detect("cpu"), kept, 300)
     assert run == kept.run
     assert run.eval_samples == 300
+
+
+def command(study, monkeypatch, here, *options):
+    monkeypatch.setattr(study["run"], "HERE", here)
+    monkeypatch.setattr(sys, "argv", ["run.py", *options])
+    return study["run"].main()
+
+
+def test_what_was_found_is_kept_with_the_study_and_shown_where_it_was_not_run(study, tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "README.md").write_text(f"# A study\n\n{START}\n{END}\n")
+    own = ["--full", "--json", str(here / "results.json")]
+    monkeypatch.setattr(study["run"], "measure", lambda *_: found_of())
+    assert command(study, monkeypatch, here, *own) == 0
+    (there / KEPT).write_bytes((here / KEPT).read_bytes())
+    monkeypatch.setattr(study["run"], "measure", lambda *_: pytest.fail("measured"))
+    assert command(study, monkeypatch, there, "--full", "--finished-only", "--json", str(there / "results.json")) == 0
+    assert (there / "results.json").read_bytes() == (here / "results.json").read_bytes()
+    assert (there / KEPT).read_bytes() == (here / KEPT).read_bytes()

@@ -25,7 +25,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))
 
 from averages import NAMES
-from command import read_arguments
+from command import keep_finished, read_arguments
 from measuring import Effort, Part, measure
 from reporting import rewrite_results
 from showing import draw, sections
@@ -34,6 +34,7 @@ from verdicts import Claim
 
 from anybatch import AnybatchError, Workload
 from anybatch.train.plain import write_text
+from anybatch.train.run_folder import RunFolder
 from anybatch.workloads import load_workload
 
 HERE = Path(__file__).parent
@@ -247,16 +248,17 @@ def _verdict(held: Sequence[bool], is_measured: bool = True) -> str:
 
 def take(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Measure a part, or read it where only finished ones are wanted."""
-    kept = arguments.runs / f"{name}-{arguments.size}.json"
+    kept = RunFolder(arguments.runs / f"{name}-{arguments.size}")
     if arguments.finished_only:
-        return json.loads(kept.read_text()) if kept.exists() else None
+        return kept.result()
     part, effort = FULL[name], {"smoke": SMOKE, "quick": QUICK, "full": EFFORT}[arguments.size]
     part = smoke(part, SMOKE_SAMPLES[name]) if arguments.size == "smoke" else part
     found = measure(
         part, effort, arguments.data_root, arguments.runs, lambda text: print(f"{name}: {text}", flush=True)
     )
-    write_text(kept, json.dumps(found, indent=1) + "\n")
-    return json.loads(kept.read_text())
+    kept.claim({"part": name, "size": arguments.size})
+    kept.finish(found)
+    return kept.result()
 
 
 def main() -> int:
@@ -292,6 +294,7 @@ def write(arguments: argparse.Namespace, parts: Mapping[str, Any], claims: Seque
              "times_of_rules": times, "claims": [asdict(claim) for claim in claims]}  # fmt: skip
     write_text(arguments.json, json.dumps(found, indent=1) + "\n")
     draw(found, arguments.json.parent)
+    keep_finished(arguments, HERE)
     if arguments.json.resolve().parent == HERE.resolve():
         rewrite_results(HERE / "README.md", sections(found, claims))
 
