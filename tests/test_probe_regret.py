@@ -1,6 +1,7 @@
 """The study of the probe's advice: averages of made-up runs, other tools' rules, and verdicts from made-up sweeps."""
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -84,14 +85,14 @@ def test_other_tools_follow_memory_alone(study, largest, num_samples, sizes):
     assert tuple(study["finders"].advised(largest, num_samples).values()) == sizes
 
 
-def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None, largest=320):
+def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None, largest=320, measured=20.0, geometries=("sgd",)):
     times = seconds or {4: 1.5, 8: 1.0, 16: 1.2, 32: 2.0}
     sizes = [
         {"batch_size": size, "seconds": each, "seconds_per_sample": 1e-3, "samples": [1000 * each], "lr_scale": 1.0,
          "is_bracketed": True}
         for size, each in times.items()
     ]  # fmt: skip
-    law = {"examples": 1000.0, "critical_batch_size": 20.0, "low": 15.0, "high": 30.0}
+    law = {"examples": 1000.0, "critical_batch_size": measured, "low": 15.0, "high": 30.0}
     probes = [
         {"seed": seed, "recommended": size, "recommended_low": size, "recommended_high": size,
          "critical_batch_size": predicted, "interval": [20.0, None]}
@@ -99,7 +100,7 @@ def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None, largest=320):
     ]  # fmt: skip
     names = ["harmonic", "harmonic over log loss", "arithmetic", "last", "first"]
     names += [f"{name}, whole run" for name in names if name != "first"]
-    averages = {name: 20.0 * (1 + index) for index, name in enumerate(names)}
+    averages = {geometry: {name: 20.0 * (1 + index) for index, name in enumerate(names)} for geometry in geometries}
     return {
         "workload": "made up",
         "environment": {"date": "today", "device": "CPU", "num_threads": 1, "torch": "2"},
@@ -107,7 +108,7 @@ def found_of(recommended=(8, 8, 8), predicted=30.0, seconds=None, largest=320):
         "probes": probes,
         "advised": {"Lightning": 32, "Accelerate": 16, "largest": largest},
         "num_noise_runs": 3,
-        "by_loss": [{"loss": 0.5, "law": law, "law_of_all_sizes": law, "averages": {"sgd": averages}}],
+        "by_loss": [{"loss": 0.5, "law": law, "law_of_all_sizes": law, "averages": averages}],
     }
 
 
@@ -153,6 +154,23 @@ def test_a_time_by_the_law_is_said_and_never_enough(study):
     assert "largest (320): 17.00x by the law" in claims["rules-made_up"].ours
 
 
+@pytest.mark.parametrize("changes", [{"predicted": None}, {"measured": None}])
+def test_a_critical_batch_size_without_limit_has_no_ratio(study, changes):
+    found = found_of(**changes)
+    assert json.dumps(study["run"].ratios(found), allow_nan=False) == "[null, null, null]"
+    claims = {claim.id: claim for claim in study["run"].judge({"made-up": found})}
+    assert claims["critical-made_up"].verdict == "not"
+    assert claims["critical-made_up"].ours.startswith("no ratio, no ratio, no ratio")
+
+
+def test_averages_are_judged_where_a_critical_batch_size_was_measured(study):
+    unlimited = found_of(measured=None, geometries=("sgd", "adam"))
+    assert {claim.id for claim in study["run"].judge({"a": unlimited})} == {"regret-a", "critical-a", "rules-a"}
+    both = {claim.id for claim in study["run"].judge({"a": unlimited, "b": found_of()})}
+    assert both >= {"average-cut", "average-best"}
+    assert "geometry" not in both
+
+
 def test_earlier_losses_leave_more_of_the_way(study):
     measuring = study["measuring"]
     target = measuring.LossTarget(0.2, 2.2, 1000.0, "made up")
@@ -184,13 +202,14 @@ def command(study, monkeypatch, here, *options):
     return study["run"].main()
 
 
-def test_what_was_found_is_kept_with_the_study_and_shown_where_it_was_not_run(study, tmp_path, monkeypatch):
+@pytest.mark.parametrize("measured", [20.0, None])
+def test_what_was_found_is_kept_with_the_study_and_shown_where_it_was_not_run(study, tmp_path, monkeypatch, measured):
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
         (folder / "README.md").write_text(f"# A study\n\n{START}\n{END}\n")
     own = ["--full", "--json", str(here / "results.json")]
-    monkeypatch.setattr(study["run"], "measure", lambda *_: found_of())
+    monkeypatch.setattr(study["run"], "measure", lambda *_: found_of(measured=measured))
     assert command(study, monkeypatch, here, *own) == 0
     (there / KEPT).write_bytes((here / KEPT).read_bytes())
     monkeypatch.setattr(study["run"], "measure", lambda *_: pytest.fail("measured"))

@@ -103,11 +103,11 @@ def regrets(found: Mapping[str, Any]) -> list[tuple[float, bool]]:
     return [(seconds / best, is_measured) for seconds, is_measured in times]
 
 
-def ratios(found: Mapping[str, Any]) -> list[float]:
-    """Return each probe's predicted B_crit over the measured one; infinite where one of them has no limit."""
+def ratios(found: Mapping[str, Any]) -> list[float | None]:
+    """Return each probe's predicted B_crit over the measured one; None where one of them has no limit."""
     measured = found["by_loss"][-1]["law"]["critical_batch_size"]
     predicted = [probe["critical_batch_size"] for probe in found["probes"]]
-    return [value / measured if value and measured else math.inf for value in predicted]
+    return [value / measured if value and measured else None for value in predicted]
 
 
 def misses(parts: Mapping[str, Mapping[str, Any]], name: str, geometry: str | None = None) -> list[float]:
@@ -164,10 +164,10 @@ def _judge_critical(id_: str, found: Mapping[str, Any], claim: Callable[..., Cla
         id=id_,
         statement=f"{found['workload']}: the predicted B_crit is within a factor {FACTOR:g} of the measured one",
         paper=f"a factor {FACTOR:g}",
-        ours=f"{', '.join(f'{factor:.2f}' for factor in factors)} times "
+        ours=f"{', '.join('no ratio' if factor is None else f'{factor:.2f}' for factor in factors)} times "
         + _interval(law["critical_batch_size"], law["low"], law["high"]),
         spread=f"predicted {'; '.join(predicted)}",
-        verdict=_verdict([1 / FACTOR <= factor <= FACTOR for factor in factors]),
+        verdict=_verdict([factor is not None and 1 / FACTOR <= factor <= FACTOR for factor in factors]),
     )
 
 
@@ -195,6 +195,8 @@ def _judge_averages(parts: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
     seeds = min(row["num_noise_runs"] for row in parts.values())
     claim = partial(Claim, seeds=seeds, source="dense runs against the sweeps", paper="none")
     by = {name: misses(parts, name) for name in NAMES}
+    if not by["harmonic"]:
+        return []
     mean = {name: off(factors) for name, factors in by.items()}
     best = min(mean, key=lambda name: mean[name])
     inside = [1 / FACTOR <= factor <= FACTOR for factor in by["harmonic"]]
@@ -215,8 +217,8 @@ def _judge_averages(parts: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
         ),
     ]
     adam = {name: part for name, part in parts.items() if "adam" in part["by_loss"][0]["averages"]}
-    if adam:
-        sgd, own = (misses(adam, "harmonic", geometry) for geometry in ("sgd", "adam"))
+    sgd, own = (misses(adam, "harmonic", geometry) for geometry in ("sgd", "adam"))
+    if own:
         claims.append(
             claim(
                 id="geometry",

@@ -113,17 +113,20 @@ def _draw_times(axis: Axes, part: Mapping[str, Any], rules: Mapping[str, tuple[f
 
 def _draw_critical(axis: Axes, part: Mapping[str, Any]) -> None:
     rows = [row for row in part["by_loss"] if row["law"]["critical_batch_size"]]
+    if not rows:
+        axis.text(0.5, 0.5, "samples do not grow with the batch: no B_crit", ha="center", transform=axis.transAxes)
+        return
     losses = [row["loss"] for row in rows]
     measured = [row["law"]["critical_batch_size"] for row in rows]
     low = [value - row["law"]["low"] for value, row in zip(measured, rows, strict=True)]
     high = [(row["law"]["high"] or value) - value for value, row in zip(measured, rows, strict=True)]
     axis.errorbar(losses, measured, [low, high], color="black", marker="o", capsize=3, label="measured, 95%")
-    geometry = list(rows[0]["averages"])[-1] if rows else "sgd"
+    geometry = list(rows[0]["averages"])[-1]
     for name in NAMES:
         if not name.endswith("whole run"):
             axis.plot(losses, [row["averages"][geometry][name] for row in rows], ".--", lw=1, label=name)
     for probe in part["probes"]:
-        if probe["critical_batch_size"] and rows:
+        if probe["critical_batch_size"]:
             axis.plot(rows[-1]["loss"], probe["critical_batch_size"], "C2*", ms=12, alpha=0.6)
     axis.set(xscale="log", yscale="log", xlabel="loss", ylabel=f"B_crit (averages in geometry {geometry})")
     axis.invert_xaxis()
