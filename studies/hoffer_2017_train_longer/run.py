@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,26 +143,26 @@ def _adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 PLAIN, LINEAR, SQRT = (Recipe(rule, lr_rule=rule) for rule in ("none", "linear", "sqrt"))
 
-# in the order of their worth, so that an early end leaves whole claims
+# in the order of what they tell for their time, so that an early end leaves whole claims
 FULL = {
     "f1 at 128": Part(f1, [128], [SB]),
     "f1 at 4096": Part(f1, [4096], [LB, LR, GBN, NOISE]),
+    "warm-up": Part(f1, [4096], [WARM], seeds=1),
+    "no augmentation at 128": Part(f1_plain, [128], [SB], seeds=1),
+    "no augmentation at 4096": Part(f1_plain, [4096], [LB, LR, GBN, WARM], seeds=1),
+    "rates at 4096": Part(f1, [4096], [LB], seeds=1, lr_factors=[2, 4, 8, 16]),
+    "adamw at 64": Part(adamw, [64], [PLAIN]),
+    "adamw at 512": Part(adamw, [512], [PLAIN, LINEAR, SQRT]),
     "f1 at 1024": Part(f1, [1024], [LB, LR, GBN]),
+    "adaptation at 1024": Part(f1, [1024], [RA]),
     "published": Part(f1_2017, [4096], [published(LB), published(LR), published(GBN)]),
     "published at 128": Part(f1_2017, [128], [published(SB)], seeds=1),
     "scales of 2017": Part(f1_2017, [4096], [LB, LR], seeds=1),
     "optimizer anew": Part(f1, [4096], [published(LB), published(LR, 256)], seeds=1),
-    "warm-up": Part(f1, [4096], [WARM], seeds=1),
-    "adaptation at 1024": Part(f1, [1024], [RA]),
-    "no augmentation at 128": Part(f1_plain, [128], [SB], seeds=1),
-    "no augmentation at 4096": Part(f1_plain, [4096], [LB, LR, GBN, WARM], seeds=1),
-    "rates at 4096": Part(f1, [4096], [LB], seeds=1, lr_factors=[2, 4, 8, 16]),
+    "postponed": Part(f1_postponed, [128], [SB], seeds=1),
     "resnet at 64": Part(resnet, [64], [SB]),
     "resnet at 512": Part(resnet, [512], [LB, LR, GBN, NOISE]),
     "resnet, adaptation": Part(resnet, [512], [RA]),
-    "adamw at 64": Part(adamw, [64], [PLAIN]),
-    "adamw at 512": Part(adamw, [512], [PLAIN, LINEAR, SQRT]),
-    "postponed": Part(f1_postponed, [128], [SB], seeds=1),
     "long": Part(f1, [128], [LONG], seeds=1, epochs=400),
     "adaptation at 4096": Part(f1, [4096], [RA], seeds=1),
 }
@@ -207,14 +207,28 @@ def train_part(part: Part, arguments: argparse.Namespace) -> Comparison:
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one recipe at one batch size and rate: those that finished, and how many diverged."""
+    """One recipe at one batch size and rate: what its finished runs came to.
 
-    runs: tuple[Run, ...]
+    Attributes:
+        metrics: figure -> one value per run, accuracies in percent.
+        laws: of the walk, of the runs that have one.
+        runs: themselves; empty where a row of earlier results tells of them.
+        num_diverged: runs without figures.
+    """
+
+    metrics: Mapping[str, Sequence[float]]
+    laws: tuple[DistanceLaw, ...]
+    runs: tuple[Run, ...] = ()
     num_diverged: int = 0
 
-    def values(self, name: str) -> list[float]:
-        """Return a figure per seed, accuracies in percent."""
-        return [100 * run.metrics[name] if "accuracy" in name else run.metrics[name] for run in self.runs]
+    @property
+    def num_finished(self) -> int:
+        """Runs with figures."""
+        return max(map(len, self.metrics.values()), default=0)
+
+    def values(self, name: str) -> Sequence[float]:
+        """Return a figure per seed."""
+        return self.metrics[name]
 
     def mean(self, name: str) -> float:
         """Return its mean."""
@@ -222,23 +236,35 @@ class Cell:
 
     def sd(self, name: str) -> float | None:
         """Return its standard deviation over seeds; None of one."""
-        return statistics.stdev(self.values(name)) if len(self.runs) > 1 else None
+        return statistics.stdev(self.values(name)) if self.num_finished > 1 else None
 
 
-Found = dict[tuple[str, str, int, float], Cell]
+Key = tuple[str, str, int, float]  # part, recipe, batch size, factor on the rate
+Found = dict[Key, Cell]
 
 
-def collect(comparisons: dict[str, Comparison]) -> Found:
-    """Return the runs by part, recipe, batch size and rate factor."""
-    found: dict[tuple[str, str, int, float], list[Run]] = {}
+def collect(comparisons: Mapping[str, Comparison]) -> Found:
+    """Return what the runs came to."""
+    found: dict[Key, list[Run]] = {}
     for name, comparison in comparisons.items():
         for run in comparison.runs:
             found.setdefault((name, run.recipe, run.batch_size, run.lr_factor), []).append(run)
-    cells = {}
-    for key, runs in found.items():
-        done = tuple(run for run in runs if run.status == "done")
-        cells[key] = Cell(done, len(runs) - len(done))
-    return cells
+    return {key: _cell_of_runs(runs) for key, runs in found.items()}
+
+
+def _cell_of_runs(runs: Sequence[Run]) -> Cell:
+    done = tuple(run for run in runs if run.status == "done")
+    metrics = {
+        name: [100 * run.metrics[name] if "accuracy" in name else run.metrics[name] for run in done]
+        for name in (done[0].metrics if done else ())
+    }
+    laws = tuple(run.distance_law for run in done if run.distance_law)
+    return Cell(metrics, laws, done, len(runs) - len(done))
+
+
+def _cell_of_row(row: Mapping[str, Any]) -> Cell:
+    metrics = {name: figure["values"] for name, figure in row["metrics"].items()}
+    return Cell(metrics, tuple(DistanceLaw(**law) for law in row["distance"] if law), (), row["diverged"])
 
 
 class Expected(NamedTuple):
@@ -329,10 +355,10 @@ def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
         "ResNet-8, 10,000 images" if "resnet" in where else "MLP, AdamW" if "adamw" in where else "F1, Fashion-MNIST"
     )
     about = (expected.id, f"{model}: {expected.statement}", expected.source, expected.paper)
-    seeds = min(len(cell.runs) + cell.num_diverged for cell in (better, worse))
-    if not better.runs or not worse.runs:
-        ours = f"all of {'the first' if not better.runs else 'the second'} diverged"
-        return Claim(*about, ours, "", seeds, "not" if not better.runs else "reproduced")
+    seeds = min(cell.num_finished + cell.num_diverged for cell in (better, worse))
+    if not better.num_finished or not worse.num_finished:
+        ours = f"all of {'the second' if better.num_finished else 'the first'} diverged"
+        return Claim(*about, ours, "", seeds, "reproduced" if better.num_finished else "not")
     gap = better.mean(name) - worse.mean(name)
     error = welch_error(better.values(name), worse.values(name))
     spread = "one seed" if error is None else f"95% interval of the difference {gap - error:+.2f} to {gap + error:+.2f}"
@@ -343,7 +369,7 @@ def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
 def judge_laws(found: Found) -> list[Claim]:
     """Say which law the weights' walk follows at the first rate, and whether its slope keeps with the batch."""
     cells = {key[1:3]: cell for key, cell in found.items() if key[3] == 1 and key[0] in (SMALL[0], AT_1024, AT_4096)}
-    every = [run.distance_law for cell in cells.values() for run in cell.runs if run.distance_law]
+    every = [law for cell in cells.values() for law in cell.laws]
     if not every:
         return []
     wins = {law: sum(fit.better == law for fit in every) for law in ("log", "power", "undecided")}
@@ -355,7 +381,7 @@ def judge_laws(found: Found) -> list[Claim]:
         "straight against log updates from 1,000 to 20,000",
         f"log in {wins['log']}, power in {wins['power']}, undecided in {wins['undecided']} of {len(every)} runs",
         f"R2 of the log from {worst.r2_log:.4f}, of the power there {worst.r2_power:.4f}",
-        min(len(cell.runs) for cell in cells.values()),
+        min(cell.num_finished for cell in cells.values()),
         "reproduced" if wins["log"] == len(every) else "not" if wins["power"] > wins["log"] else "partly",
     )
     return [law, *_judge_slopes(cells)]
@@ -406,36 +432,61 @@ def _shown(cell: Cell, name: str) -> str:
     return f"{cell.mean(name):.2f}" + ("" if sd is None else f" ± {sd:.2f}")
 
 
-def summarize(comparisons: dict[str, Comparison]) -> dict[str, Any]:
-    """Return all that results.json holds."""
-    found = {key: cell for key, cell in collect(comparisons).items() if cell.runs}
-    rows = [
-        {
-            "part": part,
-            "recipe": recipe,
-            "batch_size": batch_size,
-            "lr_factor": lr_factor,
-            "lr": cell.runs[0].settings["lr"],
-            "seeds": len(cell.runs),
-            "diverged": cell.num_diverged,
-            "updates": cell.runs[0].updates,
-            "samples": cell.runs[0].samples,
-            "first_updates": cell.runs[0].curve[0]["updates"],
-            "first_loss": statistics.mean(run.curve[0]["loss"] for run in cell.runs),
-            "first_distance": statistics.mean(_distance_at(run, run.curve[0]["updates"]) for run in cell.runs),
-            "minutes": statistics.mean(run.seconds for run in cell.runs) / 60,
-            "metrics": {name: {"mean": cell.mean(name), "sd": cell.sd(name), "values": cell.values(name)}
-                        for name in cell.runs[0].metrics},
-            "distance": [plain(run.distance_law) for run in cell.runs],
-        }
-        for (part, recipe, batch_size, lr_factor), cell in found.items()
-    ]  # fmt: skip
-    environment = {run.environment["torch"]: run.environment for cell in found.values() for run in cell.runs}
-    missing = [name for name, comparison in comparisons.items() if comparison.partial]
+def join_results(
+    comparisons: Mapping[str, Comparison], earlier: Mapping[str, Any], more: Sequence[Claim] = ()
+) -> dict[str, Any]:
+    """Return what results.json holds: what the runs came to, and earlier rows that as many runs do not replace.
+
+    Args:
+        comparisons: by part.
+        earlier: what results.json held before; empty for nothing.
+        more: claims that no row tells of.
+
+    Returns:
+        Plain values; claims are judged over all rows, and earlier ones stay where that takes more than rows.
+    """
+    found = collect(comparisons)
+    rows = {key: _row_of(key, cell) for key, cell in found.items() if cell.runs}
+    for row in earlier.get("rows", ()):
+        key = (row["part"], row["recipe"], row["batch_size"], row["lr_factor"])
+        cell = found.get(key)
+        is_replaced = cell is not None and cell.num_finished + cell.num_diverged >= row["seeds"] + row["diverged"]
+        if row["part"] in FULL and not is_replaced:
+            rows[key], found[key] = row, _cell_of_row(row)
+    claims = {claim.id: plain(claim) for claim in [*judge(found), *more]}
+    environments = [run.environment for cell in found.values() for run in cell.runs]
+    missing = set(earlier.get("incomplete", ())) - comparisons.keys()
+    missing |= {name for name, comparison in comparisons.items() if comparison.partial}
     return {
-        "environment": next(iter(environment.values()), None),
-        "incomplete": missing,
-        "rows": rows,
+        "environment": next(iter(environments), earlier.get("environment")),
+        "incomplete": [name for name in FULL if name in missing],
+        "rows": sorted(rows.values(), key=lambda row: list(FULL).index(row["part"])),
+        "claims": list({**claims, **{c["id"]: c for c in earlier.get("claims", ()) if c["id"] not in claims}}.values()),
+    }
+
+
+def _row_of(key: Key, cell: Cell) -> dict[str, Any]:
+    part, recipe, batch_size, lr_factor = key
+    first = cell.runs[0]
+    return {
+        "part": part,
+        "recipe": recipe,
+        "batch_size": batch_size,
+        "lr_factor": lr_factor,
+        "lr": first.settings["lr"],
+        "seeds": cell.num_finished,
+        "diverged": cell.num_diverged,
+        "updates": first.updates,
+        "samples": first.samples,
+        "first_updates": first.curve[0]["updates"],
+        "first_loss": statistics.mean(run.curve[0]["loss"] for run in cell.runs),
+        "first_distance": statistics.mean(_distance_at(run, run.curve[0]["updates"]) for run in cell.runs),
+        "minutes": statistics.mean(run.seconds for run in cell.runs) / 60,
+        "metrics": {
+            name: {"mean": cell.mean(name), "sd": cell.sd(name), "values": list(values)}
+            for name, values in cell.metrics.items()
+        },
+        "distance": [plain(run.distance_law) for run in cell.runs],
     }
 
 
@@ -493,14 +544,15 @@ def judge_potential(potential: dict[str, list[float]]) -> Claim:
 # figures
 
 
-def draw(comparisons: dict[str, Comparison], folder: Path) -> None:
-    """Draw figures 1 to 3 of the paper from the runs, as far as they are there."""
+def draw(rows: Sequence[Mapping[str, Any]], comparisons: Mapping[str, Comparison], folder: Path) -> None:
+    """Draw figure 1 of the paper from the rows, 2 and 3 from the runs, as far as they are there."""
     matplotlib.use("svg")
-    cells = {key[:3]: cell for key, cell in collect(comparisons).items() if key[3] == 1}
+    results = {(r["part"], r["recipe"], r["batch_size"]): _cell_of_row(r) for r in rows if r["lr_factor"] == 1}
+    cells = {key[:3]: cell for key, cell in collect(comparisons).items() if key[3] == 1 and cell.runs}
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     for axis, (recipe, colour) in zip([axes[0]] * 3, (("LB", "C0"), ("+LR", "C1"), ("+GBN", "C2")), strict=True):
         sizes = {128: SMALL, 1024: (AT_1024, recipe, 1024), 4096: (AT_4096, recipe, 4096)}
-        known = [(size, cells[key]) for size, key in sizes.items() if key in cells]
+        known = [(size, results[key]) for size, key in sizes.items() if key in results]
         error = [100 - cell.mean("eval_accuracy") for _, cell in known]
         spread = [cell.sd("eval_accuracy") or 0 for _, cell in known]
         axis.errorbar([size for size, _ in known], error, spread, label=recipe, color=colour, capsize=3, marker="o")
@@ -523,7 +575,8 @@ def draw(comparisons: dict[str, Comparison], folder: Path) -> None:
     axes[1].set(xscale="log", xlabel="updates", ylabel="||w - w0||", title="Figure 2")
     axes[2].set(xlabel="updates", ylabel="error on the evaluation set (%)", title="Figure 3")
     for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
         axis.grid(alpha=0.25)
     figure.savefig(folder / "figures.svg", metadata={"Date": None})
     plt.close(figure)
@@ -543,6 +596,12 @@ def _cells_of(row: dict[str, Any]) -> tuple[object, ...]:
         shown.append(f"{figure['mean']:.2f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.2f}"))
     about = (row["part"], row["recipe"], row["batch_size"], f"{row['lr']:.3g}", row["seeds"], row["updates"])
     return (*about, *shown, f"{means[1] - means[0]:.2f}")
+
+
+def read_earlier(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the full study found before, where it is about to be written; empty for nothing."""
+    is_there = arguments.size == "full" and arguments.json and arguments.json.exists()
+    return json.loads(arguments.json.read_text()) if is_there else {}
 
 
 def main() -> int:
@@ -574,13 +633,13 @@ def main() -> int:
         else {"num_directions": 50, "num_samples": 4096}
     )
     potential = measure_potential(arguments.data_root, **few)
-    claims = [*judge(collect(comparisons)), judge_potential(potential)]
+    found = join_results(comparisons, read_earlier(arguments), [judge_potential(potential)])
+    claims = [Claim(**claim) for claim in found["claims"]]
     for claim in claims:
         print(f"{claim.verdict}: {claim.statement}. {claim.ours} ({claim.spread}); paper: {claim.paper}")
     if arguments.json:
-        found = {**summarize(comparisons), "potential": potential, "claims": [plain(claim) for claim in claims]}
-        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
-        draw(comparisons, arguments.json.parent)
+        write_text(arguments.json, json.dumps({**found, "potential": potential}, indent=1) + "\n")
+        draw(found["rows"], comparisons, arguments.json.parent)
         keep_finished(arguments, HERE)
         if is_own_record(arguments, HERE):
             write_readme(HERE / "README.md", found["rows"], claims)

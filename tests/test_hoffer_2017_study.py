@@ -1,0 +1,93 @@
+"""The study of large batches: parts in their order, what stays of earlier results, verdicts from made-up runs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+STUDY = Path(__file__).parent.parent / "studies" / "hoffer_2017_train_longer"
+
+
+@pytest.fixture(scope="module")
+def study():
+    pytest.importorskip("matplotlib")
+    sys.path.insert(0, str(STUDY.parent))
+    spec = importlib.util.spec_from_file_location("hoffer_2017_study", STUDY / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hoffer_2017_study"] = module
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(STUDY.parent))
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads((STUDY / "results.json").read_text())
+
+
+def run_of(recipe, batch_size, seed, accuracy, lr_factor=1.0, status="done"):
+    return SimpleNamespace(
+        recipe=recipe, batch_size=batch_size, seed=seed, lr_factor=lr_factor, status=status, updates=100, samples=3200,
+        seconds=60.0, settings={"lr": 0.1}, environment={"torch": "2"}, distance_law=None,
+        metrics={"eval_accuracy": accuracy, "train_accuracy": accuracy + 0.01},
+        curve=[{"updates": 50, "loss": 0.5, "eval_accuracy": accuracy}],
+        distance=[{"updates": 50, "distance": 1.0}, {"updates": 100, "distance": 2.0}],
+    )  # fmt: skip
+
+
+def compared(*runs, partial=False):
+    return SimpleNamespace(runs=runs, partial=partial)
+
+
+def small_batch(*accuracies):
+    return {"f1 at 128": compared(*(run_of("SB", 128, seed, value) for seed, value in enumerate(accuracies)))}
+
+
+# what is run, and what stays
+
+
+def test_what_tells_the_most_for_its_time_comes_first(study):
+    names = list(study.FULL)
+    assert names[:3] == ["f1 at 128", "f1 at 4096", "warm-up"]
+    assert names[-1] == "adaptation at 4096"
+    assert names.index("rates at 4096") < names.index("f1 at 1024") < names.index("resnet at 512")
+    keys = {key[0] for expected in study.EXPECTED for key in (expected.better, expected.worse)}
+    assert keys <= set(names)
+
+
+def test_earlier_rows_stay_until_as_many_seeds_replace_them(study, results):
+    kept = {(row["part"], row["recipe"]): row for row in results["rows"]}
+    fewer, as_many = (study.join_results(small_batch(*values), results) for values in ((0.8, 0.81), (0.8, 0.81, 0.82)))
+    for found, accuracy in ((fewer, kept["f1 at 128", "SB"]["metrics"]["eval_accuracy"]["mean"]), (as_many, 81.0)):
+        rows = {(row["part"], row["recipe"]): row for row in found["rows"]}
+        assert rows.keys() == kept.keys()
+        assert rows["f1 at 128", "SB"]["metrics"]["eval_accuracy"]["mean"] == pytest.approx(accuracy)
+        assert rows["f1 at 4096", "LB"] == kept["f1 at 4096", "LB"]
+        assert list(dict.fromkeys(row["part"] for row in found["rows"])) == [
+            name for name in study.FULL if name in {row["part"] for row in found["rows"]}
+        ]
+
+
+def test_claims_are_judged_over_earlier_rows_too(study, results):
+    before = {claim["id"]: claim for claim in results["claims"]}
+    found = {claim["id"]: claim for claim in study.join_results(small_batch(0.8, 0.81, 0.82), results)["claims"]}
+    assert found.keys() == before.keys()
+    assert found["gap-4096"]["verdict"] == "not"
+    assert found["gap-4096"]["ours"].startswith("81.00 ± 1.00 against 88.11 ± 0.10")
+    assert found["slopes-4096"] == before["slopes-4096"]  # its walks are not in the rows
+
+
+def test_without_earlier_results_there_are_those_of_the_runs(study):
+    found = study.join_results(small_batch(0.8), {})
+    assert [row["part"] for row in found["rows"]] == ["f1 at 128"]
+    assert found["claims"] == []
+    assert found["incomplete"] == []
+
+
+def test_figures_are_drawn_of_what_is_there(study, results, tmp_path):
+    study.draw(results["rows"], {}, tmp_path)
+    assert "figures.svg" in [path.name for path in tmp_path.iterdir()]
+    study.draw([], small_batch(0.8), tmp_path)
