@@ -91,3 +91,32 @@ def test_figures_are_drawn_of_what_is_there(study, results, tmp_path):
     study.draw(results["rows"], {}, tmp_path)
     assert "figures.svg" in [path.name for path in tmp_path.iterdir()]
     study.draw([], small_batch(0.8), tmp_path)
+
+
+# verdicts
+
+
+def laws_of(study, *differences):
+    fit = study.fit_distance_law([10, 20, 40, 80], [1.0, 2.0, 2.9, 4.1])
+    return tuple(study.replace(fit, aicc_difference=each, r2_log=0.9, r2_power=0.8) for each in differences)
+
+
+def test_seeds_that_leave_the_law_open_decide_it_together(study):
+    power = study.Cell({"eval_accuracy": [80.0] * 3}, laws_of(study, -3.8, -3.2, -3.4))
+    open_ = study.Cell({"eval_accuracy": [80.0] * 2}, laws_of(study, 1.4, 1.5))
+    found = {(*study.SMALL, 1.0): power, ("f1 at 4096", "LB", 4096, 1.0): open_}
+    (claim,) = study.judge_laws(found)
+    assert (claim.id, claim.verdict, claim.seeds) == ("log-law", "not", 2)
+    assert claim.ours == (
+        "SB at 128: power (-10.4; mean R2 0.900 of the log, 0.800 of the power); "
+        "LB at 4096: undecided (+2.9; mean R2 0.900 of the log, 0.800 of the power)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"), [((4.0, 4.0), "reproduced"), ((1.0, 1.0), "partly"), ((-4.0, -4.0), "not")]
+)
+def test_the_log_law_is_reproduced_where_every_cell_shows_it(study, differences, verdict):
+    cell = study.Cell({"eval_accuracy": [80.0] * 2}, laws_of(study, *differences))
+    (claim,) = study.judge_laws({(*study.SMALL, 1.0): cell})
+    assert claim.verdict == verdict

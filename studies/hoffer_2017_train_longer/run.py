@@ -35,7 +35,8 @@ from verdicts import Claim, judge_difference, welch_error
 import anybatch
 from anybatch import AnybatchError, Milestones, Recipe, Workload
 from anybatch.apply.sample_stream import Keys
-from anybatch.decide import DistanceLaw, fit_distance_law
+from anybatch.decide import DistanceLaw, choose_distance_law, fit_distance_law
+from anybatch.decide.distance_law import DECISIVE
 from anybatch.stats.weight_distance import log_spaced
 from anybatch.train.comparison import Comparison, Run
 from anybatch.train.data import SeededDataset
@@ -369,20 +370,26 @@ def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
 def judge_laws(found: Found) -> list[Claim]:
     """Say which law the weights' walk follows at the first rate, and whether its slope keeps with the batch."""
     cells = {key[1:3]: cell for key, cell in found.items() if key[3] == 1 and key[0] in (SMALL[0], AT_1024, AT_4096)}
-    every = [law for cell in cells.values() for law in cell.laws]
-    if not every:
+    known = {key: cell for key, cell in cells.items() if cell.laws}
+    if not known:
         return []
-    wins = {law: sum(fit.better == law for fit in every) for law in ("log", "power", "undecided")}
-    worst = min(every, key=lambda law: law.r2_log)
+    totals = {key: sum(law.aicc_difference for law in cell.laws) for key, cell in known.items()}
+    better = [choose_distance_law([total]) for total in totals.values()]
+    words = [
+        f"{recipe} at {size}: {law} ({totals[recipe, size]:+.1f}; mean R2 "
+        f"{statistics.mean(fit.r2_log for fit in cell.laws):.3f} of the log, "
+        f"{statistics.mean(fit.r2_power for fit in cell.laws):.3f} of the power)"
+        for ((recipe, size), cell), law in zip(known.items(), better, strict=True)
+    ]
     law = Claim(
         "log-law",
         "F1, Fashion-MNIST: ||w - w0|| grows as the logarithm of updates at the first rate, not as a power of them",
         "Figure 2, ResNet44 on CIFAR-10",
         "straight against log updates from 1,000 to 20,000",
-        f"log in {wins['log']}, power in {wins['power']}, undecided in {wins['undecided']} of {len(every)} runs",
-        f"R2 of the log from {worst.r2_log:.4f}, of the power there {worst.r2_power:.4f}",
-        min(cell.num_finished for cell in cells.values()),
-        "reproduced" if wins["log"] == len(every) else "not" if wins["power"] > wins["log"] else "partly",
+        "; ".join(words),
+        f"AICc of the power less that of the log, added over seeds; decisive from {DECISIVE:.1f}",
+        min(len(cell.laws) for cell in known.values()),
+        "reproduced" if set(better) == {"log"} else "not" if better.count("power") > better.count("log") else "partly",
     )
     return [law, *_judge_slopes(cells)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anybatch import InputError
-from anybatch.decide import fit_distance_law
+from anybatch.decide import choose_distance_law, fit_distance_law
 
 T = np.geomspace(1, 20_000, 40)
 # figure 2b of Hoffer et al. 2017, batch 64, read off the plot: distance after so many updates
@@ -136,3 +136,12 @@ def test_the_numbers_are_plain():
 def test_points_that_hold_no_law_are_refused(updates, distances, window, message):
     with pytest.raises(InputError, match=message):
         fit_distance_law(updates, distances, window)
+
+
+@pytest.mark.parametrize(
+    ("differences", "law"),
+    [([-3.8, -3.2, -3.4], "power"), ([3.0, 3.1], "log"), ([1.4, 1.5, 1.5], "undecided"), ([-5.0, 5.0], "undecided"),
+     ([6.1], "log"), ([], "undecided")],
+)  # fmt: skip
+def test_what_one_run_leaves_open_several_may_decide(differences, law):
+    assert choose_distance_law(differences) == law

@@ -7,7 +7,7 @@ from anybatch.decide.agvm import (
     precondition_as_published,
     precondition_like_adam,
 )
-from anybatch.decide.distance_law import DistanceLaw, fit_distance_law
+from anybatch.decide.distance_law import DistanceLaw, choose_distance_law, fit_distance_law
 from anybatch.decide.lr_scaling import LrScale, scale_learning_rate
 from anybatch.decide.milestone import ReturnInterval, milestone_budget, return_interval
 from anybatch.decide.noise_scale import NoiseScale, average_noise_scale, estimate_noise_scale
@@ -41,6 +41,7 @@ __all__ = [
     "SmoothingStep",
     "agvm_scales",
     "average_noise_scale",
+    "choose_distance_law",
     "choose_relaxed_step",
     "choose_safe_step",
     "choose_smoothing_step",

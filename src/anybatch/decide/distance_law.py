@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,7 +96,7 @@ def fit_distance_law(
     rss_log, rss_power = (_sum_of_squares(residuals, d) for residuals in (log_residuals, power_residuals))
     num_independent = _num_independent(log_residuals if rss_log <= rss_power else power_residuals)
     difference = num_independent * math.log(rss_power / rss_log)
-    better: Law = "undecided" if abs(difference) < DECISIVE else "log" if difference > 0 else "power"
+    better = choose_distance_law([difference])
     total = float(((d - d.mean()) ** 2).sum())
     r2_log, r2_power = 1 - rss_log / total, 1 - rss_power / total
     return DistanceLaw(
@@ -118,6 +118,23 @@ def fit_distance_law(
             f"over {len(t)} points from update {t[0]:g} to {t[-1]:g}"
         ),
     )
+
+
+def choose_distance_law(differences: Iterable[float]) -> Law:
+    """Choose between the laws over several runs, which are independent, so that their AICc differences add up.
+
+    Args:
+        differences: `aicc_difference` of each run's fit, of one recipe at one batch size.
+
+    Returns:
+        "log" or "power" where the other is at most 1/20 as likely, else "undecided".
+
+    Example:
+        >>> choose_distance_law([-3.8, -3.2, -3.4])
+        'power'
+    """
+    total = sum(differences)
+    return "undecided" if abs(total) < DECISIVE else "log" if total > 0 else "power"
 
 
 def _points(
