@@ -144,6 +144,34 @@ def test_distance_without_a_fit_is_drawn_alone():
     assert len(distance_chart(record).data) == 12
 
 
+def with_tensors(*names):
+    record = comparison_record(seeds=1)
+    for run in record["runs"]:
+        run["tensor_laws"] = {names[0]: run["distance_law"] | {"intercept": 0.0, "slope": 0.5}}
+        for line in run["distance"]:
+            line["tensors"] = {name: line["distance"] / (2 + index) for index, name in enumerate(names)}
+    return record
+
+
+def test_the_walk_of_one_tensor_can_be_chosen_with_its_own_law():
+    record = with_tensors("first.weight", "last.weight")
+    assert [choice.words for choice in choices(record)["weights"]] == ["all weights", "first.weight", "last.weight"]
+    lines = [line for line in distance_chart(record).data if line.name == "plain, batch size 128"]
+    assert [(line.meta["weights"], line.visible) for line in lines] == [("0", True), ("1", False), ("2", False)]
+    assert lines[1].y == pytest.approx([value / 2 for value in lines[0].y])
+    laws = [line for line in distance_chart(record).data if line.name == "plain, fitted law"]
+    assert {line.meta["weights"] for line in laws} == {"0", "1"}
+    assert next(line for line in laws if line.meta["weights"] == "1").y[1] == pytest.approx(0.5 * math.log(10_000))
+
+
+def test_of_many_tensors_a_few_are_offered_the_ends_among_them():
+    names = [f"layers.{n}.weight" for n in range(50)]
+    words = [choice.words for choice in choices(with_tensors(*names))["weights"]]
+    assert (words[1], words[-1], len(words)) == (names[0], names[-1], 9)
+    assert words[1:] == sorted(words[1:], key=names.index)
+    assert choices(comparison_record())["weights"] == []
+
+
 @pytest.mark.parametrize(
     ("edges", "ticks"),
     [

@@ -150,7 +150,7 @@ def run_of(lr_factor=1.0, seed=0, recipe="r", batch_size=8, status="done", **met
     metrics = {f"eval_{name}": value for name, value in metrics.items()} if status == "done" else {}
     settings = {"lr": 0.1 * lr_factor}
     return Run(
-        recipe, batch_size, seed, lr_factor, "key", settings, status, None, metrics, 10, 80, 2.0, (), (), None, {}
+        recipe, batch_size, seed, lr_factor, "key", settings, status, None, metrics, 10, 80, 2.0, (), (), None, {}, {}
     )
 
 
@@ -223,7 +223,12 @@ def test_the_walk_of_the_weights_is_fitted_before_the_first_drop(tmp_path):
     found = compared(tmp_path, [16], epochs=20)
     law = found.runs[0].distance_law
     assert law is not None
-    assert compared(tmp_path, [16], epochs=1).runs[0].distance_law is None  # 6 updates are too few
+    tensors = found.runs[0].tensor_laws
+    assert list(tensors) == list(found.runs[0].distance[-1]["tensors"])
+    assert {fit.num_points for fit in tensors.values()} == {law.num_points}
+    assert law not in tensors.values()
+    few = compared(tmp_path, [16], epochs=1).runs[0]  # 6 updates
+    assert (few.distance_law, few.tensor_laws) == (None, {})
 
 
 def test_the_result_is_one_json_object(tmp_path):

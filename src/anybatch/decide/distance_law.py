@@ -165,18 +165,18 @@ def _fit_power(log_t: Array, d: Array) -> tuple[float, float]:
     """Minimise the residuals over the exponent, the best coefficient being known for each: grids that close in."""
     centre = float(log_t.mean())
 
-    def project(exponent: float) -> tuple[float, float]:
-        powers = np.exp(exponent * (log_t - centre))
-        coefficient = float(d @ powers / (powers @ powers))
-        return float(((d - coefficient * powers) ** 2).sum()), coefficient
+    def project(exponents: Array) -> tuple[Array, Array]:
+        powers_EN = np.exp(np.outer(exponents, log_t - centre))  # E exponents, N points
+        coefficients = powers_EN @ d / (powers_EN**2).sum(1)
+        return ((d - coefficients[:, None] * powers_EN) ** 2).sum(1), coefficients
 
     low, high = -LARGEST_EXPONENT, LARGEST_EXPONENT
     while high - low > 1e-9:
         grid = np.linspace(low, high, 65)
-        best = int(np.argmin([project(exponent)[0] for exponent in grid]))
+        best = int(np.argmin(project(grid)[0]))
         low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, 64)])
     exponent = (low + high) / 2
-    return project(exponent)[1] * math.exp(-exponent * centre), exponent
+    return float(project(np.array([exponent]))[1][0]) * math.exp(-exponent * centre), exponent
 
 
 def _sum_of_squares(residuals: Array, d: Array) -> float:

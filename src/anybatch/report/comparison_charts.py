@@ -30,6 +30,7 @@ EARLY = 0.1
 FARTHEST = 3.0
 FALLEN = 8.0
 DODGE = 0.035
+MOST_TENSORS = 8  # that are drawn; the record has all
 
 Along = Literal["samples", "updates"]
 Rows = list[tuple[float, float]]
@@ -45,12 +46,14 @@ class Choice(NamedTuple):
 
 
 def choices(record: Record) -> dict[str, list[Choice]]:
-    """Return what the reader may choose from: recipes with their colours, batch sizes with their dashes, metrics."""
-    recipes, sizes = recipe_names(record), batch_sizes(record)
+    """Return what the reader may choose from: recipes with colours, batch sizes with dashes, metrics, weights."""
+    recipes, sizes, tensors = recipe_names(record), batch_sizes(record), _drawn_tensors(record)
+    walks = ["all weights", *tensors] if tensors else []
     return {
         "recipe": [Choice(name, name, colour=_colour(record, name)) for name in recipes],
         "batch_size": [Choice(str(n), number(n), dash=_svg_dash(_dash(record, n))) for n in sizes],
         "metric": [Choice(name, metric_label(name)) for name in _curve_metrics(record)],
+        "weights": [Choice(str(place), name) for place, name in enumerate(walks)],
     }
 
 
@@ -85,20 +88,50 @@ def updates_chart(record: Record) -> go.Figure:
 
 
 def distance_chart(record: Record) -> go.Figure:
-    """Return the distance from the initial weights against updates, on the logarithmic law that was fitted to it."""
+    """Return the distance from the initial weights against updates, on the logarithmic law that was fitted to it.
+
+    Of all weights, and of some tensors by themselves, which are hidden until one is chosen.
+    """
     figure = new_figure("Distance from the initial weights")
-    places: list[float] = []
-    for row in chosen_rows(record):
-        runs = _drawn_runs(record, row, "distance")
-        line = [(place, fmean(values)) for place, values in _over_seeds(runs, "distance", "updates", "distance")]
-        if line:
-            _add_law(figure, record, row, [run["distance_law"] for run in runs if run["distance_law"]])
-            _add_curve(figure, record, row, line, "distance %{y:.4g}<br>%{x:,.0f} updates", meta=_meta(row))
-            places += [place for place, _ in line if place > 0]
+    places = [
+        place
+        for row in chosen_rows(record)
+        for weights, tensor in enumerate([None, *_drawn_tensors(record)])
+        for place in _add_walk(figure, record, row, tensor, meta=_meta(row) | {"weights": str(weights)})
+    ]
     if places:
         figure.update_xaxes(log_axis(log_edges(places), 10, "Updates"))
         figure.update_yaxes(rangemode="tozero")
     return figure.update_layout(showlegend=False)
+
+
+def _add_walk(figure: go.Figure, record: Record, row: Record, tensor: str | None, meta: dict[str, str]) -> list[float]:
+    """Add a row's walk of one tensor or, without one, of all weights, on its law; return the updates it has."""
+    runs = _drawn_runs(record, row, "distance")
+    walks = [[_distance_of(line, tensor) for line in run["distance"]] for run in runs]
+    line = [
+        (place, fmean(values))
+        for place, values in _over_seeds([{"distance": walk} for walk in walks], "distance", "updates", "distance")
+    ]
+    if line:
+        fits = [run["distance_law"] if tensor is None else (run.get("tensor_laws") or {}).get(tensor) for run in runs]
+        looks = {"meta": meta, "visible": tensor is None}
+        _add_law(figure, record, row, [law for law in fits if law], **looks)
+        _add_curve(figure, record, row, line, "distance %{y:.4g}<br>%{x:,.0f} updates", **looks)
+    return [place for place, _ in line if place > 0]
+
+
+def _distance_of(line: Record, tensor: str | None) -> Record:
+    distance = line["distance"] if tensor is None else (line.get("tensors") or {}).get(tensor)
+    return {"updates": line["updates"], "distance": distance}
+
+
+def _drawn_tensors(record: Record) -> list[str]:
+    """Return the tensors whose walk is drawn: the first, the last and some evenly between, in the model's order."""
+    lines = [line for run in record["runs"] for line in run["distance"]]
+    names = list((lines[0].get("tensors") or {}) if lines else {})
+    most = min(MOST_TENSORS, len(names))
+    return [names[round(place * (len(names) - 1) / max(most - 1, 1))] for place in range(most)]
 
 
 COMPARISON_CHARTS: dict[str, Callable[[Record], go.Figure]] = {
@@ -242,14 +275,14 @@ def _add_curve(figure: go.Figure, record: Record, row: Record, line: Rows, text:
     add_line(figure, line, who, _colour(record, row["recipe"]), mode=mode, **looks, **style)
 
 
-def _add_law(figure: go.Figure, record: Record, row: Record, laws: Sequence[Record]) -> None:
+def _add_law(figure: go.Figure, record: Record, row: Record, laws: Sequence[Record], **style: Any) -> None:
     """Add the mean of the fitted laws, a + b ln t, as a broad pale stroke over the window that they share."""
     if not laws:
         return
     window = max(law["first_update"] for law in laws), min(law["last_update"] for law in laws)
     intercept, slope = (fmean(law[name] for law in laws) for name in ("intercept", "slope"))
     line = [(place, intercept + slope * math.log(place)) for place in window]
-    looks = {"line": {"width": 6}, "opacity": 0.3, "meta": _meta(row)}
+    looks = {"line": {"width": 6}, "opacity": 0.3} | style
     add_line(figure, line, f"{short_name(row['recipe'])}, fitted law", _colour(record, row["recipe"]), **looks)
 
 

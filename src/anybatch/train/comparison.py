@@ -47,6 +47,7 @@ class Run:
         curve: one entry per evaluation.
         distance: one entry per measurement of ||w - w0||.
         distance_law: how it grows, before the first drop of the rate; None where too few points are.
+        tensor_laws: the same for each parameter tensor that has one, by name.
         environment: of the process that finished it.
     """
 
@@ -65,6 +66,7 @@ class Run:
     curve: Sequence[Mapping[str, Any]]
     distance: Sequence[Mapping[str, Any]]
     distance_law: DistanceLaw | None
+    tensor_laws: Mapping[str, DistanceLaw]
     environment: Mapping[str, Any]
 
 

@@ -70,7 +70,7 @@ class Job:
             first_rate: from `epochs_of_first_rate`.
 
         Returns:
-            The run, with the law of its walk.
+            The run, with the laws of its walk.
         """
         cell, plan = self.cell, self.cell.settings.plan
         assert workload.epochs is not None
@@ -82,6 +82,9 @@ class Job:
             "epochs": workload.epochs * plan.stretch,
             "milestones": [epoch * plan.stretch for epoch in milestones if epoch < workload.epochs],
         }
+        lines = _walk_at_first_rate(result, workload, cell, first_rate)
+        names = lines[0]["tensors"] if lines else ()
+        laws = {name: _fit(lines, [line["tensors"][name] for line in lines]) for name in names}
         return Run(
             recipe=cell.recipe.name,
             batch_size=cell.settings.batch_size,
@@ -89,7 +92,8 @@ class Job:
             lr_factor=cell.lr_factor,
             key=self.folder.path.name,
             settings=settings,
-            distance_law=_distance_law(result, workload, cell, first_rate),
+            distance_law=_fit(lines, [line["distance"] for line in lines]),
+            tensor_laws={name: law for name, law in laws.items() if law is not None},
             **result,
         )
 
@@ -166,8 +170,11 @@ def epochs_of_first_rate(workload: Workload, runtime: Runtime) -> float:
     return min([epoch for epoch, rate in enumerate(rates) if rate != rates[0]], default=workload.epochs + 1) - 1.0
 
 
-def _distance_law(result: Mapping[str, Any], workload: Workload, cell: Cell, first_rate: float) -> DistanceLaw | None:
-    """Fit the walk of the weights at the first rate: after the warm-up and a thirtieth of it, as long as it lasts."""
+Lines = Sequence[Mapping[str, Any]]
+
+
+def _walk_at_first_rate(result: Mapping[str, Any], workload: Workload, cell: Cell, first_rate: float) -> Lines:
+    """Return where a finished walk is fitted: after the warm-up and a thirtieth of the first rate, while it lasts."""
     assert workload.num_samples is not None
     updates_per_epoch = workload.num_samples / cell.settings.batch_size
     plan = cell.settings.plan
@@ -175,8 +182,10 @@ def _distance_law(result: Mapping[str, Any], workload: Workload, cell: Cell, fir
     first = max(10.0, last / 30, plan.warmup_epochs * updates_per_epoch)
     spaced = set(log_spaced(cell.num_updates))  # evaluations add points that would weigh late updates more
     lines = [line for line in result["distance"] if line["updates"] in spaced and first <= line["updates"] <= last]
-    points = [(line["updates"], line["distance"]) for line in lines]
-    moves = len({distance for _, distance in points}) > 1
-    if len(points) < MIN_POINTS or result["status"] != "done" or not moves:
-        return None
-    return fit_distance_law(*zip(*points, strict=True))
+    return lines if len(lines) >= MIN_POINTS and result["status"] == "done" else []
+
+
+def _fit(lines: Lines, distances: Sequence[float]) -> DistanceLaw | None:
+    """Fit one walk; None where there are no points or nothing moved."""
+    moves = len(set(distances)) > 1
+    return fit_distance_law([line["updates"] for line in lines], distances) if moves else None
