@@ -32,9 +32,10 @@ def run_of(recipe, batch_size, seed, accuracy, lr_factor=1.0, status="done"):
     return SimpleNamespace(
         recipe=recipe, batch_size=batch_size, seed=seed, lr_factor=lr_factor, status=status, updates=100, samples=3200,
         seconds=60.0, settings={"lr": 0.1}, environment={"torch": "2"}, distance_law=None,
+        tensor_laws={},
         metrics={"eval_accuracy": accuracy, "train_accuracy": accuracy + 0.01},
         curve=[{"updates": 50, "loss": 0.5, "eval_accuracy": accuracy}],
-        distance=[{"updates": 50, "distance": 1.0}, {"updates": 100, "distance": 2.0}],
+        distance=[{"updates": t, "distance": t / 50, "tensors": {"first": 0.1, "last": 0.2}} for t in (50, 100)],
     )  # fmt: skip
 
 
@@ -120,3 +121,15 @@ def test_the_log_law_is_reproduced_where_every_cell_shows_it(study, differences,
     cell = study.Cell({"eval_accuracy": [80.0] * 2}, laws_of(study, *differences))
     (claim,) = study.judge_laws({(*study.SMALL, 1.0): cell})
     assert claim.verdict == verdict
+
+
+def test_the_first_tensor_has_a_verdict_of_its_own(study, results):
+    runs = [run_of("SB", 128, seed, 0.8) for seed in range(3)]
+    (log,), (power,) = laws_of(study, 2.5), laws_of(study, -2.5)
+    for run in runs:
+        run.distance_law, run.tensor_laws = power, {"last": power, "first": log}
+    found = study.join_results({"f1 at 128": compared(*runs)}, {})
+    again = study.join_results({}, json.loads(json.dumps(found)))
+    for claims in (found["claims"], again["claims"]):
+        assert {c["id"]: c["verdict"] for c in claims} == {"log-law": "not", "log-law-first": "reproduced"}
+    assert "log-law-first" not in {claim["id"] for claim in study.join_results({}, results)["claims"]}

@@ -212,13 +212,15 @@ class Cell:
 
     Attributes:
         metrics: figure -> one value per run, accuracies in percent.
-        laws: of the walk, of the runs that have one.
+        laws: of the walk of all weights, of the runs that have one.
+        first_laws: the same of the first tensor alone.
         runs: themselves; empty where a row of earlier results tells of them.
         num_diverged: runs without figures.
     """
 
     metrics: Mapping[str, Sequence[float]]
     laws: tuple[DistanceLaw, ...]
+    first_laws: tuple[DistanceLaw, ...] = ()
     runs: tuple[Run, ...] = ()
     num_diverged: int = 0
 
@@ -259,13 +261,22 @@ def _cell_of_runs(runs: Sequence[Run]) -> Cell:
         name: [100 * run.metrics[name] if "accuracy" in name else run.metrics[name] for run in done]
         for name in (done[0].metrics if done else ())
     }
-    laws = tuple(run.distance_law for run in done if run.distance_law)
-    return Cell(metrics, laws, done, len(runs) - len(done))
+    laws, first_laws = (
+        tuple(law for run in done if (law := law_of(run))) for law_of in (lambda run: run.distance_law, _first_law)
+    )
+    return Cell(metrics, laws, first_laws, done, len(runs) - len(done))
+
+
+def _first_law(run: Run) -> DistanceLaw | None:
+    return run.tensor_laws.get(next(iter(run.distance[0]["tensors"])))
 
 
 def _cell_of_row(row: Mapping[str, Any]) -> Cell:
     metrics = {name: figure["values"] for name, figure in row["metrics"].items()}
-    return Cell(metrics, tuple(DistanceLaw(**law) for law in row["distance"] if law), (), row["diverged"])
+    laws, first_laws = (
+        tuple(DistanceLaw(**law) for law in row.get(name, ()) if law) for name in ("distance", "distance_of_first")
+    )
+    return Cell(metrics, laws, first_laws, num_diverged=row["diverged"])
 
 
 class Expected(NamedTuple):
@@ -368,30 +379,41 @@ def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
 
 
 def judge_laws(found: Found) -> list[Claim]:
-    """Say which law the weights' walk follows at the first rate, and whether its slope keeps with the batch."""
+    """Say which law the weights' walk follows at the first rate, and whether its slope keeps with the batch.
+
+    Of all weights, and of the first tensor alone, which is what the authors' code measures.
+    """
     cells = {key[1:3]: cell for key, cell in found.items() if key[3] == 1 and key[0] in (SMALL[0], AT_1024, AT_4096)}
-    known = {key: cell for key, cell in cells.items() if cell.laws}
+    whole = _judge_law("log-law", "||w - w0||", {key: cell.laws for key, cell in cells.items()})
+    first = _judge_law(
+        "log-law-first", "the first tensor's ||w - w0||", {key: cell.first_laws for key, cell in cells.items()}
+    )
+    return [*whole, *first, *_judge_slopes(cells)]
+
+
+def _judge_law(id_: str, what: str, laws: Mapping[tuple[str, int], Sequence[DistanceLaw]]) -> list[Claim]:
+    known = {key: fits for key, fits in laws.items() if fits}
     if not known:
         return []
-    totals = {key: sum(law.aicc_difference for law in cell.laws) for key, cell in known.items()}
+    totals = {key: sum(fit.aicc_difference for fit in fits) for key, fits in known.items()}
     better = [choose_distance_law([total]) for total in totals.values()]
     words = [
         f"{recipe} at {size}: {law} ({totals[recipe, size]:+.1f}; mean R2 "
-        f"{statistics.mean(fit.r2_log for fit in cell.laws):.3f} of the log, "
-        f"{statistics.mean(fit.r2_power for fit in cell.laws):.3f} of the power)"
-        for ((recipe, size), cell), law in zip(known.items(), better, strict=True)
+        f"{statistics.mean(fit.r2_log for fit in fits):.3f} of the log, "
+        f"{statistics.mean(fit.r2_power for fit in fits):.3f} of the power)"
+        for ((recipe, size), fits), law in zip(known.items(), better, strict=True)
     ]
-    law = Claim(
-        "log-law",
-        "F1, Fashion-MNIST: ||w - w0|| grows as the logarithm of updates at the first rate, not as a power of them",
+    claim = Claim(
+        id_,
+        f"F1, Fashion-MNIST: {what} grows as the logarithm of updates at the first rate, not as a power of them",
         "Figure 2, ResNet44 on CIFAR-10",
         "straight against log updates from 1,000 to 20,000",
         "; ".join(words),
         f"AICc of the power less that of the log, added over seeds; decisive from {DECISIVE:.1f}",
-        min(len(cell.laws) for cell in known.values()),
+        min(map(len, known.values())),
         "reproduced" if set(better) == {"log"} else "not" if better.count("power") > better.count("log") else "partly",
     )
-    return [law, *_judge_slopes(cells)]
+    return [claim]
 
 
 def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
@@ -494,6 +516,7 @@ def _row_of(key: Key, cell: Cell) -> dict[str, Any]:
             for name, values in cell.metrics.items()
         },
         "distance": [plain(run.distance_law) for run in cell.runs],
+        "distance_of_first": [plain(_first_law(run)) for run in cell.runs],
     }
 
 
