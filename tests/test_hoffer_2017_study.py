@@ -97,6 +97,36 @@ def test_figures_are_drawn_of_what_is_there(study, results, tmp_path):
 # verdicts
 
 
+def cell(study, *accuracies, num_diverged=0):
+    return study.Cell({"eval_accuracy": accuracies} if accuracies else {}, (), num_diverged=num_diverged)
+
+
+@pytest.mark.parametrize(("best", "verdict"), [(1.0, "not"), (2.0, "not"), (4.0, "reproduced"), (8.0, "reproduced")])
+def test_the_best_of_the_rates_is_put_beside_the_square_root_s(study, best, verdict):
+    rates = {("rates at 4096", "LB", 4096, factor): cell(study, 80.0 + (factor == best)) for factor in (2.0, 4.0, 8.0)}
+    diverged = {("rates at 4096", "LB", 4096, 16.0): cell(study, num_diverged=1)}
+    base = {("f1 at 4096", "LB", 4096, 1.0): cell(study, 80.5, 80.7)}
+    assert study.judge_rates(base | rates) == []  # not all are there
+    (claim,) = study.judge_rates(base | rates | diverged)
+    assert claim.verdict == verdict
+    assert "x16 diverged" in claim.ours
+
+
+def test_every_part_is_judged(study):
+    judged = {key[0] for expected in study.EXPECTED for key in (expected.better, expected.worse)} | {"rates at 4096"}
+    assert judged == set(study.FULL)
+
+
+def test_longer_training_alone_is_no_postponed_drop(study):
+    expected = next(each for each in study.EXPECTED if each.id == "postponed")
+    assert expected.worse == ("not postponed", "SB", 128)
+
+
+def test_the_rule_for_adamw_is_put_beside_the_small_batch(study):
+    found = {("adamw at 512", "sqrt", 512, 1.0): cell(study, 88.0), ("adamw at 64", "none", 64, 1.0): cell(study, 88.1)}
+    assert {claim.id: claim.verdict for claim in study.judge(found)} == {"adam-keeps": "partly"}
+
+
 def laws_of(study, *differences):
     fit = study.fit_distance_law([10, 20, 40, 80], [1.0, 2.0, 2.9, 4.1])
     return tuple(study.replace(fit, aicc_difference=each, r2_log=0.9, r2_power=0.8) for each in differences)
