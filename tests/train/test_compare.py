@@ -283,6 +283,17 @@ def test_a_scheduler_of_torch_lasts_as_long_as_a_short_comparison(tmp_path):
 # warnings
 
 
+def test_milestones_beyond_the_workload_s_epochs_are_told(tmp_path):
+    late = workload_of(schedule=Milestones((1, 5, 9)), epochs=2)
+    told = compared(tmp_path / "1", [16], ["plain"], workload=late).warnings
+    assert told == (
+        "The workload's milestones must lie within its 2 epochs; got 5 and 9, where the rate never drops. "
+        "Leave them out, or train longer.",
+    )
+    within = workload_of(schedule=Milestones((1,)), epochs=2)
+    assert compared(tmp_path / "2", [16], ["plain"], workload=within).warnings == ()
+
+
 def test_ghost_batches_without_batch_norm_are_warned_of(tmp_path):
     found = compared(tmp_path, [16], ["plain", "ghost", "regime"])
     assert found.warnings == ("The model has no batch norm, so ghost batches change nothing in ghost, regime.",)

@@ -16,7 +16,7 @@ from anybatch.train.loop import Training
 from anybatch.train.recipe_kinds import NormRecipe, Recipe
 from anybatch.train.recipes import find_family, large_regime
 from anybatch.train.runtime import Runtime
-from anybatch.workload import Workload
+from anybatch.workload import Milestones, Workload
 
 
 def try_evaluation(workload: Workload, runtime: Runtime, model: nn.Module) -> tuple[bool, tuple[str, ...]]:
@@ -64,6 +64,7 @@ def warn_before(
     """
     return [
         *_base_warnings(workload, settings),
+        *_milestone_warnings(workload),
         *_norm_warnings(training.model, runtime, recipes, settings["micro_batch_size"]),
         *_rule_warnings(workload, training, recipes, settings),
     ]
@@ -92,6 +93,19 @@ def _base_warnings(workload: Workload, settings: Mapping[str, Any]) -> list[str]
     if workload.base_batch_size in settings["batch_sizes"]:
         return []
     return [f"The workload's own batch size, {workload.base_batch_size}, is not among the sizes compared."]
+
+
+def _milestone_warnings(workload: Workload) -> list[str]:
+    """Name drops of the rate that the workload's own epochs never reach."""
+    assert workload.epochs is not None
+    schedule = workload.schedule
+    late = [epoch for epoch in schedule.epochs if epoch >= workload.epochs] if isinstance(schedule, Milestones) else []
+    if not late:
+        return []
+    return [
+        f"The workload's milestones must lie within its {workload.epochs:g} epochs; got "
+        f"{' and '.join(f'{epoch:g}' for epoch in late)}, where the rate never drops. Leave them out, or train longer."
+    ]
 
 
 def _rule_warnings(
