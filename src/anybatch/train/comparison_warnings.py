@@ -111,16 +111,26 @@ def _milestone_warnings(workload: Workload) -> list[str]:
 def _rule_warnings(
     workload: Workload, training: Training, recipes: Sequence[Recipe], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Say where the rule of an Adam-like optimizer is beyond its range; of others too little is known to say."""
+    """Say where the rule of an Adam-like optimizer is beyond its range, and where SGD's rate has none that is known."""
     optimizer = training.optimizer
-    warnings = []
+    warnings, unknown = [], []
     for recipe in recipes:
-        if find_family(recipe, optimizer)[0] == "sgd":
+        is_sgd = find_family(recipe, optimizer)[0] == "sgd"
+        if is_sgd and recipe.lr_rule == "none":
             continue
         for batch_size in settings["batch_sizes"]:
             scale = large_regime(recipe, workload, batch_size, optimizer).lr_scale
-            if not scale.holds:
+            if scale.holds:
+                continue
+            if is_sgd:
+                unknown.append(f"{recipe.name} at {batch_size} (x{scale.factor:.3g})")
+            else:
                 warnings.append(f"{recipe.name} at {batch_size}: {scale.reason}.")
+    if unknown:
+        warnings.append(
+            f"How far a rule for the rate holds is unknown without a critical batch size: {', '.join(unknown)}. "
+            "anybatch probe measures it; --lr-factors 0.5,1 tries lower rates."
+        )
     return warnings
 
 
