@@ -90,3 +90,44 @@ def test_the_step_of_counting_is_that_of_the_coarsest_size(study, root):
 def test_a_folder_without_the_points_is_told(study, tmp_path):
     with pytest.raises(study.InputError, match=r"rcp\.json; they do not\. Pass --data-root"):
         study.read_benchmarks(tmp_path)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The data's folder, with one benchmark of enough sizes for every law."""
+    points = [
+        {"batch_size": size, "optimizer": "sgd", "base_learning_rate": 0.1,
+         "to_converge": [TRUTHS["law"](size) * error for error in (0.98, 1.0, 1.02)]}
+        for size in SIZES
+    ]  # fmt: skip
+    (tmp_path / "mlperf_rcp").mkdir()
+    text = json.dumps({"benchmarks": {"net": {"round": "r", "points": points}}})
+    (tmp_path / "mlperf_rcp" / "rcp.json").write_text(text)
+    return tmp_path
+
+
+def command(study, monkeypatch, root, *options):
+    monkeypatch.setattr(study, "judge", lambda rows: [])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--data-root", str(root), *map(str, options)])
+    return study.main()
+
+
+def test_results_are_written_into_a_folder_that_is_made(study, whole, tmp_path, monkeypatch):
+    assert command(study, monkeypatch, whole, "--json", tmp_path / "new" / "r.json") == 0
+    assert json.loads((tmp_path / "new" / "r.json").read_text())["rows"]
+    assert (tmp_path / "new" / "figures.svg").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_told_without_a_traceback(study, whole, tmp_path, monkeypatch, capsys):
+    (tmp_path / "taken").write_text("")
+    assert command(study, monkeypatch, whole, "--json", tmp_path / "taken" / "r.json") != 0
+    assert "taken" in capsys.readouterr().err
+
+
+def test_every_study_takes_the_same_options(study, whole, monkeypatch):
+    assert command(study, monkeypatch, whole, "--finished-only") == 0
+
+
+def test_the_claims_of_the_readme_say_how_many_seeds(study):
+    head = next(line for line in SCRIPT.with_name("README.md").read_text().splitlines() if line.startswith("| claim "))
+    assert head == "| claim | paper | ours | spread | seeds | verdict |"

@@ -32,12 +32,14 @@ from scipy.optimize import least_squares
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from reporting import rewrite_results
+from command import is_own_record, read_arguments
+from reporting import claims_section, rewrite_results
 from verdicts import Claim
 
 from anybatch import AnybatchError
 from anybatch.decide import SamplesLaw, fit_samples_law
 from anybatch.errors import InputError
+from anybatch.train.plain import write_text
 
 Array = NDArray[np.float64]
 HERE = Path(__file__).parent
@@ -417,9 +419,7 @@ def _label(axis: Axis, values: Sequence[float], write: Callable[[float], str]) -
 def write_readme(path: Path, rows: Sequence[dict[str, Any]], claims: Sequence[Claim]) -> None:
     """Rewrite the generated part of the study's README."""
     parts = [
-        ("Claims", ["claim", "paper", "ours", "spread", "verdict"], [
-            (f"{claim.statement} ({claim.source})", claim.paper, claim.ours, claim.spread, claim.verdict)
-            for claim in claims]),
+        claims_section(claims),
         ("Benchmarks", ["benchmark", "round", "sizes", "runs per size", "counted in steps of", "B_crit", "95%, fit",
                         "95%, runs alone", "worst error", "largest out: predicted", "needed", "error",
                         "error, two largest out"], [_benchmark_cells(row) for row in rows]),
@@ -462,20 +462,18 @@ def _percent(value: float | None) -> str:
 
 
 def main() -> int:
-    """Fit what is asked for and say what it shows; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group(required=True)
-    for name in DRAWS:
-        size.add_argument(f"--{name}", dest="size", action="store_const", const=name)
-    parser.add_argument("--runs", type=Path, help="has no effect: nothing is trained; every study takes it")
-    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder that holds mlperf_rcp")
-    parser.add_argument("--json", type=Path, help="write rows and claims")
-    arguments = parser.parse_args()
+    """Do what the command line asks for; return the exit code."""
     try:
-        benchmarks = read_benchmarks(arguments.data_root)
+        arguments = read_arguments(__doc__, HERE, sizes=DRAWS)
+        return run(arguments)
     except AnybatchError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fit, say what it shows, and write what is asked for; return 0."""
+    benchmarks = read_benchmarks(arguments.data_root)
     rng = np.random.default_rng(0)
     rows = [examine(benchmark, DRAWS[arguments.size], rng) for benchmark in benchmarks]
     claims = judge(rows)
@@ -485,9 +483,9 @@ def main() -> int:
         environment = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "numpy": np.__version__,
                        "num_draws": DRAWS[arguments.size]}  # fmt: skip
         found = {"environment": environment, "incomplete": [], "rows": rows, "claims": [asdict(c) for c in claims]}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
         draw(benchmarks, rows, arguments.json.parent)
-        if arguments.size == "full" and arguments.json.resolve().parent == HERE.resolve():
+        if is_own_record(arguments, HERE):
             write_readme(HERE / "README.md", rows, claims)
     return 0
 
