@@ -273,4 +273,6 @@ def test_a_rank_that_dies_ends_all_with_a_message(workload, tmp_path):
         assert "(rank 1)" in err
     else:
         assert "Signal 9 (SIGKILL)" in err or "exitcode  : -9" in err
+        assert err.count("anybatch: another rank died, so this one ends too; ") == 1
+        assert "gloo" not in err
     assert not list((tmp_path / "runs").glob("*/result.json"))

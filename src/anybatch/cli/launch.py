@@ -16,6 +16,16 @@ from anybatch.errors import AnybatchError, InputError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 HINT = " Run again with --debug to see where."
+LOST_RANK = (
+    "another rank died, so this one ends too; its own message, or torchrun's report, says why. What was saved is kept: "
+    "call again to go on."
+)
+SIGNS_OF_A_LOST_RANK = (
+    "gloo/transport",
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "remote process exited",
+)
 DONE, FAILED = 0, 1
 
 
@@ -46,7 +56,7 @@ def run(app: typer.Typer) -> int:
         message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error
     if debug:
         traceback.print_exception(cause)
-    _tell(message)
+    _tell(LOST_RANK if _ranks() > 1 and is_of_a_lost_rank(cause) else message)
     if _ranks() > 1:
         os._exit(code)
     return code
@@ -66,6 +76,15 @@ def process_group() -> Iterator[None]:
     yield
     dist.barrier()  # a rank that leaves while another one still talks can abort
     dist.destroy_process_group()
+
+
+def is_of_a_lost_rank(error: BaseException | None) -> bool:
+    """Return whether an error, or what it came from, is that of a collective whose other side is gone."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS_OF_A_LOST_RANK):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _ranks() -> int:
