@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 # fork, so they come first and alone. Of the rest two workers take a file each, with one thread.
 FORKING := tests/probing tests/cli tests/train/test_restored.py src/anybatch/probing
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+CHROMIUM ?= chromium
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check gpu-check format docs clean help
+.PHONY: demo picture test check gpu-check format docs clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -15,6 +16,10 @@ help: ## show this list
 demo: $(STAMP) ## set up, probe the built-in digits, check the advice by training, write the report
 	@$(BIN)/anybatch probe digits --verify --budget 30 --verify-budget 95 --runs demo/runs \
 	  --json demo/probe.json --report demo/probe.html
+
+picture: demo ## take README's picture from the demo's report, with headless Chromium
+	@$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,890 \
+	  --virtual-time-budget=4000 --screenshot=$(CURDIR)/docs/images/digits.png file://$(CURDIR)/demo/probe.html
 
 test: $(STAMP) ## set up and run all tests
 	@$(PYTEST) $(FORKING)

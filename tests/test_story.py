@@ -72,7 +72,13 @@ def test_results_are_found_by_study(story, tmp_path):
 
 
 def test_the_story_is_in_the_first_lines_of_the_readme():
-    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:32])
+    first = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
     for part in ("Which batch size", "![", "make demo", "make test", "NoiseMonitor", "where it fails", "claims:"):
         assert part in first
     assert first.rstrip().splitlines()[-1].startswith("| a policy")
+
+
+def test_a_command_takes_the_picture_from_the_demo_s_report():
+    rule = (ROOT / "Makefile").read_text().partition("\npicture:")[2].partition("\n\n")[0]
+    assert "docs/images/digits.png" in rule
+    assert "demo/probe.html" in rule
