@@ -70,6 +70,15 @@ def test_lower_bound_is_the_first_return_less_two_errors_plus_the_gains_before()
     assert values == pytest.approx([-11.91 - 0.1 + 0.01 * place for place in range(5)])
 
 
+def test_no_lower_bound_is_drawn_from_where_the_guarantee_is_void():
+    updates = [update(number, guarantee="proven" if number < 4 else "void") for number in range(1, 6)]
+    places, values = traces(safe_record(iterations=updates), "measured")["guaranteed lower bound"]
+    assert places == [updates[place]["num_trajectories"] for place in range(3)]
+    assert values == pytest.approx([-11.91 - 0.1 + 0.01 * place for place in range(3)])
+    voids = [update(number, guarantee="void", guaranteed_gain=None) for number in range(1, 6)]
+    assert "guaranteed lower bound" not in traces(safe_record(iterations=voids), "measured")
+
+
 def test_exact_performance_stands_beside_the_measured_one_only_on_the_same_scale():
     assert "exact" in traces(safe_record(), "measured")
     assert traces(safe_record(), "closed-form") == {}

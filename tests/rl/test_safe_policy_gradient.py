@@ -217,6 +217,39 @@ def test_what_exceeds_a_stated_bound_voids_the_guarantee_and_says_by_how_much(st
     assert run.iterations[-1].guarantee == "void"
 
 
+def void(**options) -> SafePolicyGradient:
+    """A loop whose first batch exceeds the stated R, with an error far below the gradient."""
+    return agent(reward_bound=1.0, min_batch_size=2000, **options)
+
+
+def test_safe_mode_stays_where_it_is_once_the_guarantee_is_void_and_draws_no_more():
+    loop = void()
+    with pytest.warns(UserWarning, match="exceeds the stated bound 1"):
+        run = loop.run(50_000)
+    (update,) = run.iterations
+    assert (update.step_size, update.is_safe, update.guaranteed_gain) == (0.0, False, 0.0)
+    assert update.reason == "a stated bound was exceeded: no step; the guarantee is void"
+    assert (update.failure_probability, run.guaranteed_gain) == (1.0, -math.inf)
+    assert run.parameters == (0.0,)
+    assert loop.step().step_size == 0
+    again = void()
+    again.load_state_dict(loop.state_dict())
+    assert len(again.run(50_000).iterations) == 2
+
+
+def test_paper_mode_goes_on_once_the_guarantee_is_void_and_calls_no_step_safe():
+    loop = void(mode="paper")
+    with pytest.warns(UserWarning, match="exceeds the stated bound 1"):
+        run = loop.run(50_000)
+    assert len(run.iterations) > 1
+    assert loop.policy.parameters.item() < 0
+    for update in run.iterations:
+        assert (update.is_safe, update.guaranteed_gain) == (False, -math.inf)
+        assert update.reason.startswith("a stated bound was exceeded: step ")
+        assert update.reason.endswith("as published, without a guarantee; the guarantee is void")
+    assert run.to_json()["iterations"][0]["guaranteed_gain"] is None
+
+
 def test_episodes_that_end_early_are_said_or_refused():
     class Ending(Pushed):
         def step(self, actions):

@@ -282,3 +282,14 @@ def test_what_the_method_cannot_use_is_refused():
         SmoothingPolicyGradient(LQG(), Silent())
     with pytest.raises(InputError, match="performance must not be negative with a tolerance"):
         agent(tolerance=0.2, mini_batch_size=1000).step()
+
+
+@pytest.mark.parametrize(("rule", "updates", "sizes"), [("corrected", 1, {500}), ("published", 5, {500, 1000})])
+def test_the_corrected_rule_stays_once_the_guarantee_is_void_and_the_published_one_goes_on(rule, updates, sizes):
+    loop = agent(rule=rule, reward_bound=1.0, mini_batch_size=500, max_batch_size=1000)
+    with pytest.warns(UserWarning, match="exceeds the stated bound 1"):
+        run = loop.run(2500)
+    assert len(run.iterations) == updates
+    assert {update.batch_size for update in run.iterations} <= sizes
+    assert {update.step_size > 0 for update in run.iterations} == {rule == "published"}
+    assert not any(update.is_safe for update in run.iterations)

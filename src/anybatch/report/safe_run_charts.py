@@ -28,7 +28,8 @@ def measured_chart(record: Record) -> go.Figure:
     _add(figure, record, "measured_performance", "measured, ± 2 standard errors", BLUE)
     if is_exact(record) and shares_a_scale(record):
         _add(figure, record, "performance", "exact", GREEN)
-    add_line(figure, _guaranteed(record), "guaranteed lower bound", VERMILION, line={"width": 2, "dash": "dash"})
+    if lows := _guaranteed(record):
+        add_line(figure, lows, "guaranteed lower bound", VERMILION, line={"width": 2, "dash": "dash"})
     return _along(figure, record)
 
 
@@ -122,12 +123,12 @@ def _text(update: Record, name: str, value: float) -> str:
 
 
 def _guaranteed(record: Record) -> Points:
-    """Return the first measured return, less two standard errors, plus the gains guaranteed since."""
+    """Return the first measured return, less two standard errors, plus the gains guaranteed since, until it is void."""
     updates = record["iterations"]
     gains = accumulate((update["guaranteed_gain"] or 0.0 for update in updates), initial=0.0)
     lows = dict(zip((update["iteration"] for update in updates), gains, strict=False))
     first = updates[0]["measured_performance"] - 2 * updates[0]["measured_std_error"]
-    return [(x, first + lows[u["iteration"]]) for x, u in _thinned(record)]
+    return [(x, first + lows[u["iteration"]]) for x, u in _thinned(record) if u["guarantee"] != "void"]
 
 
 def _log_y(figure: go.Figure, values: Sequence[float]) -> None:

@@ -121,6 +121,11 @@ class CoordinateRule:
         return self.penalty is None or (self.uses_range and self.range == "theoretical")
 
     @property
+    def stays_when_void(self) -> bool:
+        """Whether the policy stays once a stated bound was exceeded."""
+        return self.mode == "safe"
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Why the guarantee is less than proven, one clause each."""
         found = []

@@ -30,6 +30,7 @@ class Deployment:
         constants: of the task.
         caveats: why the guarantee is less than proven, apart from constants that are estimated.
         settings: of the loop: plain values. A state of other settings is refused.
+        stays_when_void: whether the policy stays for good once a stated bound was exceeded.
         performance: of policies, where it is known.
     """
 
@@ -40,6 +41,7 @@ class Deployment:
         *,
         caveats: Sequence[str],
         settings: dict[str, Any],
+        stays_when_void: bool,
         performance: KnownPerformance | None,
     ) -> None:
         self.policy = policy
@@ -49,6 +51,7 @@ class Deployment:
         self.num_ended_early = 0
         self.worst = (math.inf, policy.parameters)  # of the policies that a step was taken from
         self._caveats = tuple(caveats)
+        self._stays_when_void = stays_when_void
         self._performance = performance
 
     @property
@@ -63,6 +66,11 @@ class Deployment:
             return "void"
         return "heuristic" if self._caveats or self.constants.estimated else "proven"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no update will ever move the policy again, for want of a guarantee."""
+        return self.guarantee == "void" and self._stays_when_void
+
     def observe(self, estimate: GradientEstimate) -> None:
         """Take in what the batch of the next update shows of the task, and warn once of a bound it exceeds."""
         before = self.constants
@@ -72,7 +80,7 @@ class Deployment:
             warnings.warn("; ".join(self.constants.violations), stacklevel=4)
 
     def update(self, estimate: GradientEstimate, displacement: Tensor, *, promised: float, **decided: Any) -> Iteration:
-        """Record an update and carry it out.
+        """Record an update and carry it out, or leave it where it needs a guarantee that is void.
 
         Args:
             estimate: of its gradient.
@@ -85,10 +93,9 @@ class Deployment:
             The record.
         """
         before = self.iterations[-1].failure_probability_so_far if self.iterations else 0.0
-        is_void = self.guarantee == "void"
-        failure = 1.0 if is_void or (decided["step_size"] and not decided["is_safe"]) else promised
-        if is_void:
-            decided["reason"] += "; the guarantee is void"
+        if self.guarantee == "void":
+            decided, promised = decided | self._without_guarantee(decided["step_size"]), 1.0
+        failure = 1.0 if decided["step_size"] and not decided["is_safe"] else promised
         iteration = Iteration(
             iteration=len(self.iterations) + 1,
             batch_size=estimate.num_trajectories,
@@ -105,8 +112,20 @@ class Deployment:
         )
         self.iterations.append(iteration)
         self._note_worst()
-        self.policy = self.policy.with_parameters(self.policy.parameters + displacement)
+        if iteration.step_size:
+            self.policy = self.policy.with_parameters(self.policy.parameters + displacement)
         return iteration
+
+    def _without_guarantee(self, step_size: float) -> dict[str, Any]:
+        """Return what a decision comes to where a stated bound was exceeded: its error and its gain are not known."""
+        taken = 0.0 if self._stays_when_void else step_size
+        outcome = f"step {taken:.4g} as published, without a guarantee" if taken else "no step"
+        return {
+            "step_size": taken,
+            "is_safe": False,
+            "guaranteed_gain": -math.inf if taken else 0.0,
+            "reason": f"a stated bound was exceeded: {outcome}; the guarantee is void",
+        }
 
     def result(self) -> SafeRun:
         """Return the run so far.
@@ -137,7 +156,9 @@ class Deployment:
             worst_parameters=tuple(parameters.tolist()),
             guarantee=self.guarantee,
             failure_probability=self.iterations[-1].failure_probability_so_far,
-            guaranteed_gain=sum(iteration.guaranteed_gain for iteration in self.iterations),
+            guaranteed_gain=-math.inf
+            if self.guarantee == "void"
+            else sum(iteration.guaranteed_gain for iteration in self.iterations),
             notes=self.notes(),
             settings=self.settings | {"constants": self.constants.to_json()},
             worst_is_within_noise=last is None and is_within_noise(worst, policies[0], len(policies)),

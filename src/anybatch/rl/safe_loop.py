@@ -66,7 +66,7 @@ class SafeLoop(ABC):
         callback: Callable[[Iteration], object] | None = None,
         tell: Tell | None = None,
     ) -> SafeRun:
-        """Take updates while the next batch fits the budget.
+        """Take updates while the next batch fits the budget and the policy may still move.
 
         Args:
             num_trajectories: of the whole run, what is behind it included. A batch that grows is completed beyond.
@@ -89,7 +89,7 @@ class SafeLoop(ABC):
             )
         if records is not None:
             _write(records, "w", [iteration.to_json() for iteration in self.iterations])
-        while self.num_trajectories + self.next_batch_size <= num_trajectories:
+        while not self.deployment.is_over and self.num_trajectories + self.next_batch_size <= num_trajectories:
             iteration = self.step()
             if records is not None:
                 _write(records, "a", [iteration.to_json()])

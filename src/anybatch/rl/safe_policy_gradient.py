@@ -34,8 +34,8 @@ class SafePolicyGradient(SafeLoop):
         bound: on the error: "bernstein", "chebyshev", "hoeffding" or "student_t".
         estimator: "gpomdp" or "reinforce".
         delta: failure probability per update and coordinate. 0.05 is cautious, 0.95 bold.
-        mode: "safe": no step where the error is not below the gradient, and scores of the actions as drawn. "paper":
-            the published runs, which step in any case and score the clipped actions.
+        mode: "safe": no step where the error is not below the gradient or the guarantee is void, and scores of the
+            actions as drawn. "paper": the published runs, which step in any case and score the clipped actions.
         range: of one trajectory's gradient, for Hoeffding and Bernstein: "theoretical", by the published formula, or
             "empirical", that of the batch.
         min_batch_size: least trajectories of a batch, and those of the first.
@@ -125,6 +125,7 @@ class SafePolicyGradient(SafeLoop):
             constants,
             caveats=self.rule.caveats,
             settings={**self.rule.settings(), **describe(env, policy), "seed": seed, "constants": asdict(constants)},
+            stays_when_void=self.rule.stays_when_void,
             performance=find_performance(env, policy, performance, is_published=mode == "paper"),
         )
         self._next_batch_size = min_batch_size

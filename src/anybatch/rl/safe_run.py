@@ -25,8 +25,9 @@ class Iteration:
         max_gradient: largest absolute coordinate of the estimate.
         gradient_norm: its 2-norm.
         error: of the estimate, in the largest coordinate (2017) or the 2-norm (2022).
-        is_safe: whether the error allows the step that was taken, or a step at all.
-        guaranteed_gain: lower bound on the gain of the step; negative where a loss is possible.
+        is_safe: whether the error allows the step that was taken, or a step at all; never once the guarantee is void.
+        guaranteed_gain: lower bound on the gain of the step; negative where a loss is possible, minus infinity of a
+            step that is taken once the guarantee is void.
         failure_probability: with which this update may be worse than that; 1 for a step without a guarantee, and once
             the guarantee is void.
         failure_probability_so_far: union bound over the updates of the run so far.
@@ -72,7 +73,7 @@ class SafeRun:
         worst_parameters: of that policy.
         guarantee: of the whole run: the weakest of its updates.
         failure_probability: union bound over its updates, at most 1.
-        guaranteed_gain: sum of the guaranteed gains.
+        guaranteed_gain: sum of the guaranteed gains; minus infinity where the guarantee is void.
         notes: one sentence for each thing that a reader must know.
         settings: of the loop, plain values.
         worst_is_within_noise: whether performance is only measured, and that of the worst is no further below the first

@@ -39,7 +39,8 @@ class SmoothingPolicyGradient(SafeLoop):
             the sample's variance), "sub_gaussian" (Gaussian policies) or "bounded_score" (softmax policies).
         estimator: "gpomdp" or "reinforce".
         delta: failure probability of the whole run.
-        rule: "corrected"; or "published" and "published_fast", by the authors' code, which has not the guarantee.
+        rule: "corrected", which takes no step once the guarantee is void; or "published" and "published_fast", by the
+            authors' code, which has not the guarantee and goes on.
         tolerance: lambda: performance stays above (1 - lambda) times the best so far. None: each update improves.
         mini_batch_size: trajectories between two looks at the batch.
         max_batch_size: most trajectories of an update.
@@ -124,6 +125,7 @@ class SmoothingPolicyGradient(SafeLoop):
             constants,
             caveats=self.rule.caveats,
             settings=settings,
+            stays_when_void=self.rule.stays_when_void,
             performance=find_performance(env, policy, performance, is_published=False),
         )
         self._best_high = -math.inf
@@ -162,7 +164,8 @@ class SmoothingPolicyGradient(SafeLoop):
             estimate = batch.estimate()
             seen = deployment.constants.observe(estimate)
             step, best_high = rule.decide(estimate, seen, iteration=number, check=check, best_high=self._best_high)
-            if step.is_enough or batch.num_trajectories + rule.mini_batch_size > rule.max_batch_size:
+            is_lost = bool(seen.violations) and rule.stays_when_void
+            if step.is_enough or is_lost or batch.num_trajectories + rule.mini_batch_size > rule.max_batch_size:
                 deployment.observe(estimate)
                 return estimate, step, best_high
             size, check = self._growth(batch.num_trajectories), check + 1

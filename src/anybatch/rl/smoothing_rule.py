@@ -90,6 +90,11 @@ class SmoothingRule:
         return 1 if self.tolerance is None else 3
 
     @property
+    def stays_when_void(self) -> bool:
+        """Whether the policy stays once a stated bound was exceeded."""
+        return self.rule == "corrected"
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """Why the guarantee is less than proven, one clause each."""
         found = []
