@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
+from rl.saturated_policy import OwnGaussianPolicy, SaturatedPolicy
 
 from anybatch import InputError
 from anybatch.decide import (
@@ -52,6 +53,25 @@ def paying(reward: float | None = 0.0, num=16, **options):
 def loop_2022(env=None, policy=None, **options):
     defaults = {"bound": "sample_chebyshev", "delta": 0.25, "max_batch_size": 400, "seed": 3}
     return SmoothingPolicyGradient(env or LQG(), policy or GaussianPolicy(0.0), **defaults | options)
+
+
+def test_nothing_is_proven_of_a_policy_that_may_not_be_linear_in_its_features():
+    strict = {"discount": 0.5, "horizon": 2, "reward_bound": 1.0, "feature_bound": 1.0, "baseline": False}
+    of_2017 = {"bound": "chebyshev", "estimator": "reinforce", **strict}
+    for policy, guarantee in (
+        (GaussianPolicy(0.5), "proven"),
+        (OwnGaussianPolicy(0.5), "proven"),
+        (SaturatedPolicy(0.5), "heuristic"),
+    ):
+        for loop in (
+            SafePolicyGradient(paying(None), policy, **of_2017),
+            loop_2022(paying(None), policy, bound="sub_gaussian", **strict),
+        ):
+            update = loop.step()
+            assert update.guarantee == guarantee
+            note = "the guarantee is heuristic: the bound is proven for GaussianPolicy and SoftmaxPolicy, linear in"
+            assert loop.deployment.notes()[0].startswith(note) == (guarantee == "heuristic")
+            assert bool(loop.rule.caveats) == (guarantee == "heuristic")  # of which each reason tells
 
 
 def test_a_feature_norm_beyond_its_bound_voids_the_guarantee_and_a_stated_one_is_no_estimate():

@@ -16,6 +16,7 @@ from anybatch.decide.safe_step import Mode, SafeStep, choose_safe_step, gaussian
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
 from anybatch.rl.gradient_accumulator import GradientEstimate
+from anybatch.rl.policy_class import LINEAR_CAVEAT
 
 BoundName = Literal["chebyshev", "hoeffding", "bernstein", "student_t"]
 RangeSource = Literal["theoretical", "empirical"]
@@ -78,6 +79,7 @@ class CoordinateRule:
         max_batch_size: most trajectories.
         penalty: c; None for `gaussian_penalty`.
         baseline: whether the estimates have baselines.
+        is_known_linear: whether the policy is known to be linear in its features.
     """
 
     shape: GaussianShape
@@ -90,6 +92,7 @@ class CoordinateRule:
     max_batch_size: int = 500_000
     penalty: float | None = None
     baseline: bool = True
+    is_known_linear: bool = True
 
     def __post_init__(self) -> None:
         require_choice(BoundName, bound=self.bound)
@@ -139,6 +142,8 @@ class CoordinateRule:
             found.append("the published variance of G(PO)MDP can be exceeded where rewards follow the scores")
         if self.baseline:
             found.append(BASELINE_CAVEAT)
+        if not self.is_known_linear:
+            found.append(LINEAR_CAVEAT)
         if self.mode == "paper":
             found.append("the score of the clipped action is biased")
         return tuple(found)

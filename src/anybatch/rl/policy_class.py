@@ -10,6 +10,19 @@ import torch
 
 from anybatch.decide.smoothing_policies import SmoothingConstants, gaussian_smoothing, softmax_smoothing
 from anybatch.errors import InputError
+from anybatch.rl.gaussian_policy import GaussianPolicy
+from anybatch.rl.softmax_policy import SoftmaxPolicy
+
+LINEAR_POLICIES = (GaussianPolicy, SoftmaxPolicy)
+LINEAR_CAVEAT = (
+    f"the bound is proven for {' and '.join(policy.__name__ for policy in LINEAR_POLICIES)}, linear in their features, "
+    "and this policy may not be"
+)
+
+
+def is_known_linear(policy: Any) -> bool:
+    """Return whether a policy is known to be linear in its features, as the bounds are proven for."""
+    return isinstance(policy, LINEAR_POLICIES)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
+from anybatch.rl.policy_class import is_known_linear
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.task import TaskConstants
@@ -30,7 +31,8 @@ class SafePolicyGradient(SafeLoop):
 
     Args:
         env: a vector environment; one with a `task` states its own constants.
-        policy: Gaussian, linear in its features, with a fixed covariance.
+        policy: Gaussian, linear in its features, with a fixed covariance. The bounds are proven for `GaussianPolicy`;
+            any other class with a covariance makes the guarantee heuristic.
         bound: on the error: "bernstein", "chebyshev", "hoeffding" or "student_t".
         estimator: "gpomdp" or "reinforce".
         delta: failure probability per update and coordinate. 0.05 is cautious, 0.95 bold.
@@ -116,6 +118,7 @@ class SafePolicyGradient(SafeLoop):
             max_batch_size,
             penalty,
             baseline,
+            is_known_linear(policy),
         )
         given = TaskConstants(reward_bound, feature_bound, action_volume, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)

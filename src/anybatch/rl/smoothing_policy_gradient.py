@@ -17,7 +17,7 @@ from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
-from anybatch.rl.policy_class import PolicyClass
+from anybatch.rl.policy_class import PolicyClass, is_known_linear
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.smoothing_rule import SmoothingRule, VectorBoundName
@@ -34,7 +34,8 @@ class SmoothingPolicyGradient(SafeLoop):
 
     Args:
         env: a vector environment; one with a `task` states its own constants.
-        policy: Gaussian with a fixed covariance or softmax, linear in its features.
+        policy: Gaussian with a fixed covariance or softmax, linear in its features. The bounds are proven for
+            `GaussianPolicy` and `SoftmaxPolicy`; any other class makes the guarantee heuristic.
         bound: on the error: "bernstein", "chebyshev" (by the largest variance there can be), "sample_chebyshev" (by
             the sample's variance), "sub_gaussian" (Gaussian policies) or "bounded_score" (softmax policies).
         estimator: "gpomdp" or "reinforce".
@@ -114,6 +115,7 @@ class SmoothingPolicyGradient(SafeLoop):
             max_batch_size,
             feature_norm_bound,
             baseline,
+            is_known_linear(policy),
         )
         given = TaskConstants(reward_bound, feature_bound, None, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)

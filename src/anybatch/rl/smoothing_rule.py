@@ -24,7 +24,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
 from anybatch.rl.coordinate_rule import BASELINE_CAVEAT
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.policy_class import PolicyClass
+from anybatch.rl.policy_class import LINEAR_CAVEAT, PolicyClass
 
 VectorBoundName = Literal["bernstein", "chebyshev", "sample_chebyshev", "sub_gaussian", "bounded_score"]
 
@@ -45,6 +45,7 @@ class SmoothingRule:
         max_batch_size: most trajectories of an update.
         feature_norm_bound: F, of the 2-norm of the features. None: from the bound on each.
         baseline: whether the estimates have baselines.
+        is_known_linear: whether the policy is known to be linear in its features.
     """
 
     policy_class: PolicyClass
@@ -57,6 +58,7 @@ class SmoothingRule:
     max_batch_size: int = 100_000
     feature_norm_bound: float | None = None
     baseline: bool = True
+    is_known_linear: bool = True
 
     def __post_init__(self) -> None:
         require_choice(VectorBoundName, bound=self.bound)
@@ -104,6 +106,8 @@ class SmoothingRule:
             found.append("the score of a Gaussian policy is not bounded")
         if self.baseline:
             found.append(BASELINE_CAVEAT)
+        if not self.is_known_linear:
+            found.append(LINEAR_CAVEAT)
         if self.tolerance is not None:
             found.append("rewards are taken to have the signs that were seen")
         if self.rule != "corrected":
