@@ -154,6 +154,18 @@ def test_a_policy_comes_from_a_function_a_file_or_the_state_of_a_run(run):
     )
 
 
+@pytest.mark.parametrize(("paper", "bound"), [("2017", "chebyshev"), ("2022", "sub_gaussian")])
+def test_a_policy_class_of_the_users_own_runs_without_a_proof_or_an_exact_performance(paper, bound, run):
+    options = ("--env", "lqg1d", "--policy", mine("own_policy"), "--paper", paper, "--bound", bound)
+    sizes = ("--trajectories", 100, "--max-batch-size", 100)
+    code, out, err = run(*options, "--estimator", "reinforce", "--no-baseline", *sizes, "--json", "out.json")
+    assert (code, err) == (0, "")
+    found = written("out.json")
+    assert (found["guarantee"], found["final_performance"]) == ("heuristic", None)
+    assert "The guarantee is heuristic: the bound is proven for GaussianPolicy and SoftmaxPolicy" in out
+    assert "No exact performance is known" in out
+
+
 # what it survives
 
 

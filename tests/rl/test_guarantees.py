@@ -155,6 +155,13 @@ def test_the_default_performance_is_of_the_process_that_is_measured():
     assert "without clipping and without horizon" in paper.result().notes[-1]
 
 
+@pytest.mark.parametrize("mode", ["safe", "paper"])
+def test_a_policy_that_is_not_linear_has_no_exact_performance(mode):
+    run = SafePolicyGradient(LQG(), SaturatedPolicy(-0.01), mode=mode).run(100)
+    assert (run.final_performance, run.iterations[0].performance) == (None, None)
+    assert run.notes[-1].startswith("no exact performance is known")
+
+
 def test_updates_with_a_certain_failure_are_no_unsafe_steps():
     policy = GaussianPolicy(torch.zeros(2, 2))
     loop = SafePolicyGradient(LQG(size=2), policy, "chebyshev", delta=0.5)

@@ -10,6 +10,7 @@ from torch import Tensor
 from anybatch.errors import InputError
 from anybatch.rl.native_env import NativeVectorEnv
 from anybatch.rl.policy import Policy
+from anybatch.rl.policy_class import is_known_linear
 
 Performance = Callable[[Any], float]
 
@@ -41,7 +42,7 @@ def find_performance(
 
     Args:
         env: a native environment may know its exact performance, and the published closed form.
-        policy: of which the environment must know it.
+        policy: of which the environment must know it; it knows none of a class of the user's own.
         given: by the user; goes before the environment's.
         is_published: take the published closed form, and not that of the process which is measured.
 
@@ -52,7 +53,7 @@ def find_performance(
         return KnownPerformance(given, "performance is that of the function that was given")
     name = "performance" if is_published else "exact_performance"
     function = getattr(env, name, None) if isinstance(env, NativeVectorEnv) else None
-    if function is None:
+    if function is None or not is_known_linear(policy):
         return None
     process = (
         "performance is the published closed form, of a process without clipping and without horizon; "
