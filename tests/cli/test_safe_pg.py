@@ -254,6 +254,7 @@ def test_a_finished_run_does_nothing_again_and_goes_on_to_a_larger_budget(run, m
         (("--env", mine("not_a_number"), *TASK), "rewards must be finite; got nan at step 0"),
         (("--env", mine("unbounded"), *TASK), "action_volume must be known for this bound"),
         (("--env", mine("short"), *TASK, "--early-end", "refuse"), "episodes must last to the horizon of 5 steps"),
+        (("--env", "cartpole-continuous", "--early-end", "refuse"), "episodes must last to the horizon of 200 steps"),
         (("--env", "lqg1d", "--state", FILE), "my_tasks.py cannot be read as a saved state"),
         (("--env", "lqg1d", "--json", FILE / "x.json"), "cannot be written: its folder is a file"),
     ],

@@ -19,7 +19,14 @@ from anybatch.decide import (
     vector_error_bounds,
 )
 from anybatch.decide.error_bounds import ErrorBound
-from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient, SmoothingPolicyGradient, estimate_gradient
+from anybatch.rl import (
+    LQG,
+    ContinuousCartPole,
+    GaussianPolicy,
+    SafePolicyGradient,
+    SmoothingPolicyGradient,
+    estimate_gradient,
+)
 from anybatch.rl.deployed import DeployedPolicy, deployed_policies, is_within_noise
 from anybatch.rl.policy_class import PolicyClass
 
@@ -160,6 +167,13 @@ def test_a_policy_that_is_not_linear_has_no_exact_performance(mode):
     run = SafePolicyGradient(LQG(), SaturatedPolicy(-0.01), mode=mode).run(100)
     assert (run.final_performance, run.iterations[0].performance) == (None, None)
     assert run.notes[-1].startswith("no exact performance is known")
+
+
+@pytest.mark.parametrize("loop", [SafePolicyGradient, SmoothingPolicyGradient])
+def test_both_loops_refuse_an_early_end_on_a_native_environment(loop):
+    agent = loop(ContinuousCartPole(), GaussianPolicy(torch.zeros(1, 4)), feature_bound=10.0, early_end="refuse")
+    with pytest.raises(InputError, match="episodes must last to the horizon of 200 steps"):
+        agent.step()
 
 
 def test_updates_with_a_certain_failure_are_no_unsafe_steps():

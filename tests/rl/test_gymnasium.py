@@ -200,3 +200,17 @@ def test_without_gymnasium_one_sentence_says_what_to_install():
     code = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "anybatch.rl needs gymnasium. Run: pip install 'anybatch[rl]'"
+
+
+def test_a_native_environment_refuses_an_early_end_as_any_other_does():
+    make, weights = TASKS["falling cart-pole"]
+    env, policy = make(64), GaussianPolicy(weights)
+    refused = {"start_seed": 5, "noise_seed": 6, "early_end": "refuse"}
+    pattern = r"must last to the horizon of 60 steps; got one that ended at step (\d+)\. Pass early_end='pad'"
+    with pytest.raises(InputError, match=pattern) as slow:
+        roll_out_gymnasium(env, policy, 60, **refused)
+    with pytest.raises(InputError, match=pattern) as fast:
+        roll_out(env.dynamics, policy, 64, 60, **refused)
+    assert str(slow.value) == str(fast.value)
+    last = int(str(fast.value).partition("at step ")[2].partition(".")[0])
+    assert roll_out(env.dynamics, policy, 64, last + 1, **refused).num_ended_early == 0  # the last step may end it

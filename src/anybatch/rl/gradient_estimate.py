@@ -17,10 +17,10 @@ from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
-from anybatch.rl.gymnasium_rollout import EarlyEnd, check_spaces, roll_out_gymnasium
+from anybatch.rl.gymnasium_rollout import check_spaces, roll_out_gymnasium
 from anybatch.rl.native_env import NativeVectorEnv
 from anybatch.rl.policy import Policy, Score
-from anybatch.rl.rollout import roll_out
+from anybatch.rl.rollout import EarlyEnd, roll_out
 from anybatch.rl.trajectories import Trajectories
 from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 from anybatch.seeds import derive_seed
@@ -126,7 +126,8 @@ class GradientBatch:
             num_trajectories: how many, in full chunks and one that takes the rest; see `whole_chunks`.
 
         Raises:
-            InputError: less than 1, or rewards, observations or scores that are not finite.
+            InputError: less than 1, rewards, observations or scores that are not finite, or an early end where that is
+            refused.
         """
         require_count(num_trajectories=num_trajectories)
         full, rest = divmod(whole_chunks(self._env, num_trajectories), self._chunk_size)
@@ -179,6 +180,7 @@ class GradientBatch:
                 start_seed=start,
                 noise_seed=noise,
                 score=self._score,
+                early_end=self._early_end,
                 buffers=buffers,
             )
         return roll_out_gymnasium(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.rl.policy import Policy, Score
-from anybatch.rl.rollout import largest_of, seeded
+from anybatch.rl.rollout import EarlyEnd, largest_of, refuse_early_end, seeded
 from anybatch.rl.trajectories import Trajectories
-
-EarlyEnd = Literal["pad", "refuse"]
 
 
 def roll_out_gymnasium(
@@ -68,10 +66,7 @@ def roll_out_gymnasium(
         if step + 1 == horizon:
             break
         if early_end == "refuse" and bool((ended & alive).any()):
-            raise InputError(
-                f"episodes must last to the horizon of {horizon} steps; got one that ended at step {step}. "
-                "Pass early_end='pad' to count nothing after an end, or a shorter horizon."
-            )
+            refuse_early_end(horizon, step)
         alive &= ~ended
         if not bool(alive.any()):
             break

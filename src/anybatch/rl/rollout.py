@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from operator import is_
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
 
+from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.dynamics import Dynamics
 from anybatch.rl.policy import Policy, Score
 from anybatch.rl.trajectories import Trajectories
+
+EarlyEnd = Literal["pad", "refuse"]
 
 
 def roll_out(
@@ -22,6 +26,7 @@ def roll_out(
     start_seed: int,
     noise_seed: int,
     score: Score = "drawn",
+    early_end: EarlyEnd = "pad",
     buffers: Buffers | None = None,
 ) -> Trajectories:
     """Roll trajectories out side by side.
@@ -34,10 +39,14 @@ def roll_out(
         start_seed: of the initial states.
         noise_seed: of the actions.
         score: of the action as it was drawn, or as it was clipped.
+        early_end: "pad" trajectories that end before the horizon, or "refuse" them.
         buffers: where everything is put. Default: new ones, of float32.
 
     Returns:
         The trajectories; the next call with the same buffers overwrites them.
+
+    Raises:
+        InputError: an early end where that is refused.
     """
     buffers = buffers or Buffers(torch.float32)
     states = buffers.take("states", horizon + 1, dynamics.state_size, num_trajectories)
@@ -49,7 +58,7 @@ def roll_out(
     states = states[:horizon]
     rewards = buffers.take("rewards", horizon, num_trajectories)
     dynamics.rewards(states, actions, rewards)
-    ended = _end(dynamics, states, features, rewards) if dynamics.can_end else None
+    ended = _end(dynamics, states, features, rewards, early_end) if dynamics.can_end else None
     shape = (horizon, len(policy.parameters), num_trajectories)
     scores = noise if noise.shape == shape else buffers.take("scores", *shape)
     policy.scores(features, noise, actions, score, scores)
@@ -80,9 +89,27 @@ def _walk(dynamics: Dynamics, policy: Policy, states: Tensor, actions: Tensor, n
     return states[:-1] if all(map(is_, features, visited)) else torch.stack(features)
 
 
-def _end(dynamics: Dynamics, states: Tensor, features: Tensor, rewards: Tensor) -> Tensor:
+def refuse_early_end(horizon: int, step: int) -> NoReturn:
+    """Refuse an episode that ended with a step before the horizon.
+
+    Args:
+        horizon: H.
+        step: after which it ended, from 0.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(
+        f"episodes must last to the horizon of {horizon} steps; got one that ended at step {step}. "
+        "Pass early_end='pad' to count nothing after an end, or a shorter horizon."
+    )
+
+
+def _end(dynamics: Dynamics, states: Tensor, features: Tensor, rewards: Tensor, early_end: EarlyEnd) -> Tensor:
     """Put zeros where trajectories are over, and return which are."""
     alive = dynamics.is_over(states).cumsum(0) == 0
+    if early_end == "refuse" and not bool(alive[-1].all()):
+        refuse_early_end(len(states), step=int(alive.all(dim=1).sum()) - 1)
     rewards.mul_(alive)
     features.mul_(alive[:, None])
     return ~alive[-1]

@@ -13,8 +13,8 @@ from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError, RunError
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_estimate import GradientBatch
-from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.policy import Score
+from anybatch.rl.rollout import EarlyEnd
 from anybatch.rl.safe_run import Iteration, SafeRun
 from anybatch.seeds import derive_seed
 

@@ -12,11 +12,11 @@ from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_estimate import whole_chunks
-from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import is_known_linear
+from anybatch.rl.rollout import EarlyEnd
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.task import TaskConstants

@@ -13,11 +13,11 @@ from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_accumulator import GradientEstimate
 from anybatch.rl.gradient_estimate import whole_chunks
-from anybatch.rl.gymnasium_rollout import EarlyEnd
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import PolicyClass, is_known_linear
+from anybatch.rl.rollout import EarlyEnd
 from anybatch.rl.safe_loop import SafeLoop
 from anybatch.rl.safe_run import Iteration
 from anybatch.rl.smoothing_rule import SmoothingRule, VectorBoundName
