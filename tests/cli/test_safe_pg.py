@@ -166,6 +166,14 @@ def test_a_policy_class_of_the_users_own_runs_without_a_proof_or_an_exact_perfor
     assert "No exact performance is known" in out
 
 
+def test_a_run_that_ends_before_its_budget_says_so(run):
+    options = ("--env", "lqg", "--bound", "chebyshev", "--trajectories", 30_000)
+    code, out, _ = run(*options, "--json", "out.json")
+    assert code == 0
+    assert "The run ended with 29900 of 30000 trajectories left: the next batch wants " in out
+    assert written("out.json")["notes"][-1].startswith("the run ended with 29900 of 30000 trajectories left")
+
+
 # what it survives
 
 

@@ -79,6 +79,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
     assert second.run(20_000) == whole
 
 
+def test_a_run_says_why_it_ended_before_its_budget():
+    options = {"bound": "chebyshev", "min_batch_size": 100, "delta": 0.05}
+    first = agent(**options).run(30_000)
+    assert len(first.iterations) == 1
+    assert first.notes[-1] == "the run ended with 29900 of 30000 trajectories left: the next batch wants 54823"
+    assert not any("left" in note for note in agent(**options).run(100).notes)  # nothing is
+
+
 def test_another_seed_is_another_run_and_the_same_is_the_same():
     assert agent().run(2000) == agent().run(2000)
     assert agent().run(2000) != agent(seed=4).run(2000)
@@ -181,7 +189,7 @@ def pushed(**options) -> SafePolicyGradient:
 def test_constants_that_are_not_given_come_from_the_data_and_every_output_says_so():
     loop = pushed()
     run = loop.run(2000)
-    constants = loop.deployment.constants
+    constants, left = loop.deployment.constants, 2000 - run.num_trajectories
     assert 0 < constants.reward_bound <= 9
     assert constants.feature_bound == 1
     assert constants.action_volume == 6
@@ -189,6 +197,7 @@ def test_constants_that_are_not_given_come_from_the_data_and_every_output_says_s
     assert run.notes == (
         "the guarantee is heuristic: reward_bound is estimated from data, feature_bound is estimated from data",
         "no exact performance is known: deployed policies are compared by the mean returns of their batches",
+        f"the run ended with {left} of 2000 trajectories left: the next batch wants {loop.next_batch_size}",
     )
     assert "guarantee heuristic" in run.reason
     assert run.to_json()["settings"]["constants"]["estimated"] == ["reward_bound", "feature_bound"]
@@ -231,6 +240,7 @@ def test_safe_mode_stays_where_it_is_once_the_guarantee_is_void_and_draws_no_mor
     assert update.reason == "a stated bound was exceeded: no step; the guarantee is void"
     assert (update.failure_probability, run.guaranteed_gain) == (1.0, -math.inf)
     assert run.parameters == (0.0,)
+    assert run.notes[-1] == "the run ended with 48000 of 50000 trajectories left, as the guarantee is void"
     assert loop.step().step_size == 0
     again = void()
     again.load_state_dict(loop.state_dict())

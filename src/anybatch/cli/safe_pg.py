@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,6 +18,9 @@ from anybatch.cli.safe_pg_inputs import make_environment, make_policy
 from anybatch.cli.safe_pg_state import StateFile
 from anybatch.errors import AnybatchError, InputError, StoppedError
 from anybatch.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from anybatch.rl.safe_run import SafeRun
 
 Options = Mapping[str, Any]
 
@@ -93,12 +96,12 @@ def safe_pg(
         if behind := kept.resume():
             console.print(f"Going on after update {behind} of {state}.", soft_wrap=True)
         try:
-            _run(loop, kept, trajectories, records)
+            run = _run(loop, kept, trajectories, records)
         except AnybatchError:
             if loop.iterations:
                 _show(SafeOutcome(env, paper, trajectories, loop.result(), is_partial=True), console, outputs)
             raise
-    _show(SafeOutcome(env, paper, trajectories, loop.result(), is_partial=False), console, outputs)
+    _show(SafeOutcome(env, paper, trajectories, run, is_partial=False), console, outputs)
 
 
 def _given(options: Options) -> dict[str, Any]:
@@ -125,7 +128,7 @@ def _loop(paper: str, env: Any, spec: str | None, std: float | None, options: Op
     return (SafePolicyGradient if paper == "2017" else SmoothingPolicyGradient)(env, policy, **options)
 
 
-def _run(loop: Any, kept: StateFile, num_trajectories: int, records: Path | None) -> None:
+def _run(loop: Any, kept: StateFile, num_trajectories: int, records: Path | None) -> SafeRun:
     with StopRequest() as stop, told_by_bars() as told:
 
         def after_update(iteration: Any) -> None:
@@ -139,7 +142,7 @@ def _run(loop: Any, kept: StateFile, num_trajectories: int, records: Path | None
             kept.save_now_and_then()
 
         try:
-            loop.run(num_trajectories, records=records, callback=after_update, tell=told)
+            return loop.run(num_trajectories, records=records, callback=after_update, tell=told)
         finally:
             if loop.iterations:
                 kept.save()

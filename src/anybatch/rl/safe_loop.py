@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +76,7 @@ class SafeLoop(ABC):
             tell: shown progress: (stage, fraction, a few words).
 
         Returns:
-            The run so far.
+            The run so far, with a note on what is left of the budget.
 
         Raises:
             InputError: the budget does not hold the first batch.
@@ -98,7 +99,20 @@ class SafeLoop(ABC):
                 tell("updates", share, _news(iteration))
             if callback is not None:
                 callback(iteration)
-        return self.result()
+        run = self.result()
+        return replace(run, notes=run.notes + self._why_ended(num_trajectories))
+
+    def _why_ended(self, num_trajectories: int) -> tuple[str, ...]:
+        """Say what kept a run from the trajectories that are left of its budget, if any are."""
+        left = num_trajectories - self.num_trajectories
+        if left <= 0:
+            return ()
+        why = (
+            ", as the guarantee is void"
+            if self.deployment.is_over
+            else f": the next batch wants {self.next_batch_size}"
+        )
+        return (f"the run ended with {left} of {num_trajectories} trajectories left{why}",)
 
     def result(self) -> SafeRun:
         """Return the run so far."""
