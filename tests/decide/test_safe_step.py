@@ -272,7 +272,7 @@ def test_what_is_out_of_range_is_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"discount": 1.0}, "discount must be at least 0 and below 1; got 1.0. The penalty is infinite at 1"),
+        ({"discount": 1.0}, "discount must be at least 0 and below 1; got 1.0. The result is infinite at 1"),
         ({"std": 0.0}, "std must be positive"),
         ({"action_volume": math.inf}, "action_volume must be positive and finite; got inf"),
         ({"covariance_det": 0.0}, "covariance_det must be positive"),

@@ -351,7 +351,12 @@ def test_a_state_of_other_settings_or_version_is_refused():
         ({"min_batch_size": 0}, "min_batch_size must be a whole number of at least 1; got 0"),
         ({"reward_bound": -1.0}, "reward_bound must be positive and finite; got -1.0"),
         ({"penalty": 0.0}, "penalty must be positive and finite; got 0.0"),
-        ({"discount": 1.0}, "discount must be at least 0 and below 1; got 1.0"),
+        ({"discount": 1.1}, "discount must be between 0 and 1; got 1.1"),
+        (
+            {"discount": 1.0},
+            "discount must be below 1 for a penalty or a range that is computed from it; got 1. ",
+        ),
+        ({"discount": 1.0, "penalty": 9e3, "bound": "hoeffding"}, "discount must be below 1 for a penalty or a range"),
         ({"horizon": 0}, "horizon must be a whole number of at least 1; got 0"),
     ],
 )
@@ -374,6 +379,17 @@ def test_what_the_method_cannot_use_is_refused():
         pushed(horizon=None)
     with pytest.raises(InputError, match="rewards must be finite"):
         pushed(env=Pushed(reward=lambda action: action * np.nan)).step()
+
+
+@pytest.mark.parametrize(
+    "options", [{"bound": "chebyshev"}, {"bound": "student_t"}, {"bound": "bernstein", "range": "empirical"}]
+)
+def test_a_discount_of_1_is_taken_where_nothing_is_computed_that_is_infinite_there(options):
+    update = agent(**options, discount=1.0, penalty=1e4, min_batch_size=40_000).step()
+    assert 0 < update.error < update.max_gradient
+    assert update.is_safe
+    estimate = estimate_gradient(LQG(), GaussianPolicy(0.0), 40_000, discount=1.0, seed=derive_seed(3, "batch", 0))
+    assert update.max_gradient == pytest.approx(abs(estimate.gradient.item()))
 
 
 def test_a_feature_map_has_no_bound_unless_one_is_given():

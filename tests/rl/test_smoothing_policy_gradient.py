@@ -293,3 +293,8 @@ def test_the_corrected_rule_stays_once_the_guarantee_is_void_and_the_published_o
     assert {update.batch_size for update in run.iterations} <= sizes
     assert {update.step_size > 0 for update in run.iterations} == {rule == "published"}
     assert not any(update.is_safe for update in run.iterations)
+
+
+def test_a_discount_of_1_is_refused_as_the_smoothness_is_infinite_there():
+    with pytest.raises(InputError, match="discount must be below 1 for the smoothness; got 1"):
+        agent(discount=1.0)

@@ -130,7 +130,7 @@ def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> Bou
     for name in ("discount", "horizon"):
         if found[name] is None:
             raise InputError(f"{name} must be given for an environment that does not state it; got None.")
-    require_discount(found["discount"], below_one=True)
+    require_discount(found["discount"])
     require_count(horizon=found["horizon"])
     bounds = ("reward_bound", "feature_bound", "action_volume")
     require_positive(**{name: found[name] for name in bounds if found[name] is not None})

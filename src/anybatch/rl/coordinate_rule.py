@@ -120,7 +120,7 @@ class CoordinateRule:
 
     @property
     def needs_volume(self) -> bool:
-        """Whether the volume of the action space is needed."""
+        """Whether the volume of the action space is needed, and with it a discount below 1."""
         return self.penalty is None or (self.uses_range and self.range == "theoretical")
 
     @property
@@ -153,9 +153,22 @@ class CoordinateRule:
         return asdict(self)
 
     def check(self, constants: BoundConstants) -> None:
-        """Refuse constants without the volume of the action space, where it is needed."""
-        if self.needs_volume:
-            _volume(constants)
+        """Refuse constants that no penalty or range can be computed from, where one has to be.
+
+        Args:
+            constants: of the task.
+
+        Raises:
+            InputError: no volume of the action space, or a discount of 1.
+        """
+        if not self.needs_volume:
+            return
+        _volume(constants)
+        if constants.discount == 1:
+            raise InputError(
+                "discount must be below 1 for a penalty or a range that is computed from it; got 1. "
+                "Give penalty as a number and for Hoeffding and Bernstein the empirical range, or a lower discount."
+            )
 
     def decide(self, estimate: GradientEstimate, constants: BoundConstants) -> CoordinateDecision:
         """Choose the coordinate, the step and the next batch.

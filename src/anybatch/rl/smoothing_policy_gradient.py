@@ -119,6 +119,7 @@ class SmoothingPolicyGradient(SafeLoop):
         )
         given = TaskConstants(reward_bound, feature_bound, None, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
+        self.rule.check(constants)
         schedule = {"growth": growth, "warm_start": warm_start, "seed": seed}
         constants = replace(constants, stated_feature_norm_bound=feature_norm_bound)
         settings = self.rule.settings() | describe(env, policy) | schedule | {"constants": asdict(constants)}

@@ -118,6 +118,21 @@ class SmoothingRule:
         """Return plain values."""
         return asdict(self)
 
+    def check(self, constants: BoundConstants) -> None:
+        """Refuse constants that no smoothness can be computed from.
+
+        Args:
+            constants: of the task.
+
+        Raises:
+            InputError: a discount of 1.
+        """
+        if constants.discount == 1:
+            raise InputError(
+                "discount must be below 1 for the smoothness; got 1. "
+                "Give a lower discount, or take SafePolicyGradient with a penalty."
+            )
+
     def feature_norm(self, constants: BoundConstants) -> float:
         """Return F, stated or else from the bound on each feature."""
         if self.feature_norm_bound is not None:
