@@ -358,6 +358,8 @@ def test_a_state_of_other_settings_or_version_is_refused():
         ),
         ({"discount": 1.0, "penalty": 9e3, "bound": "hoeffding"}, "discount must be below 1 for a penalty or a range"),
         ({"horizon": 0}, "horizon must be a whole number of at least 1; got 0"),
+        ({"action_volume": 3.9}, "action_volume must be at least that of the box of actions, 4; got 3.9. Leave it out"),
+        ({"action_volume": math.inf}, "action_volume must be positive and finite; got inf"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_drawn(options, message):
@@ -372,7 +374,11 @@ def test_what_the_method_cannot_use_is_refused():
     with pytest.raises(InputError, match="action_volume must be known for this bound; the action space is discrete or"):
         pushed(env=Pushed(space=unbounded))
     assert pushed(env=Pushed(space=unbounded), penalty=100.0).step().iteration == 1
-    assert pushed(env=Pushed(space=unbounded), action_volume=6.0).step().iteration == 1
+    run = pushed(env=Pushed(space=unbounded), action_volume=6.0).run(16)
+    assert "the action space is unbounded: its volume is not known but stated, 6" in run.notes
+    for options in ({"penalty": 100.0}, {"penalty": 100.0, "action_volume": 6.0}, {"env": Pushed()}):
+        notes = pushed(**{"env": Pushed(space=unbounded)} | options).run(16).notes
+        assert not any("unbounded" in note for note in notes)
     with pytest.raises(InputError, match="discount must be given for an environment that does not state it"):
         pushed(discount=None)
     with pytest.raises(InputError, match="horizon must be given"):
@@ -390,6 +396,13 @@ def test_a_discount_of_1_is_taken_where_nothing_is_computed_that_is_infinite_the
     assert update.is_safe
     estimate = estimate_gradient(LQG(), GaussianPolicy(0.0), 40_000, discount=1.0, seed=derive_seed(3, "batch", 0))
     assert update.max_gradient == pytest.approx(abs(estimate.gradient.item()))
+
+
+@pytest.mark.parametrize("volume", [4.0, 4.0 - 1e-6, 5.0])
+def test_a_stated_action_volume_may_be_that_of_the_box_or_more(volume):
+    loop = agent(action_volume=volume)
+    assert loop.deployment.constants.action_volume == volume
+    assert "unbounded" not in " ".join(loop.deployment.notes())
 
 
 def test_a_feature_map_has_no_bound_unless_one_is_given():

@@ -33,6 +33,7 @@ class BoundConstants:
         max_feature_norm: the largest seen.
         has_gains: whether a reward above 0 was seen.
         has_losses: whether a reward below 0 was seen.
+        has_unbounded_actions: whether no box holds the actions, so that their volume can only be stated.
     """
 
     discount: float
@@ -46,6 +47,7 @@ class BoundConstants:
     max_feature_norm: float = 0.0
     has_gains: bool = False
     has_losses: bool = False
+    has_unbounded_actions: bool = False
 
     @property
     def reward_bound(self) -> float:
@@ -117,14 +119,16 @@ def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> Bou
         The constants, with nothing seen yet.
 
     Raises:
-        InputError: no discount or no horizon, or one of them or a bound out of its range.
+        InputError: no discount or no horizon, one of them or a bound out of its range, or a volume below that of the
+            box of actions.
     """
     own = getattr(env, "task", None)
     if not isinstance(own, TaskConstants):
         own = TaskConstants()
     found = {name: getattr(own, name) if value is None else value for name, value in asdict(given).items()}
-    if found["action_volume"] is None:
-        found["action_volume"] = _box_volume(getattr(env, "single_action_space", None))
+    box_volume = _box_volume(getattr(env, "single_action_space", None))
+    if found["action_volume"] is None and box_volume < math.inf:
+        found["action_volume"] = box_volume or None
     if not takes_states:
         found["feature_bound"] = given.feature_bound
     for name in ("discount", "horizon"):
@@ -134,13 +138,23 @@ def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> Bou
     require_count(horizon=found["horizon"])
     bounds = ("reward_bound", "feature_bound", "action_volume")
     require_positive(**{name: found[name] for name in bounds if found[name] is not None})
+    volume = found["action_volume"]
+    if volume is not None and volume < box_volume * (1 - ROUNDING) < math.inf:
+        raise InputError(
+            f"action_volume must be at least that of the box of actions, {box_volume:.6g}; got {volume}. Leave it out."
+        )
     return BoundConstants(
-        found["discount"], found["horizon"], found["action_volume"], found["reward_bound"], found["feature_bound"]
+        found["discount"],
+        found["horizon"],
+        volume,
+        found["reward_bound"],
+        found["feature_bound"],
+        has_unbounded_actions=box_volume == math.inf,
     )
 
 
-def _box_volume(space: Any) -> float | None:
+def _box_volume(space: Any) -> float:
+    """Return the volume of a box, infinite of an unbounded one; 0 of anything else."""
     if not isinstance(space, spaces.Box):
-        return None
-    volume = float(np.prod(space.high.astype(np.float64) - space.low.astype(np.float64)))
-    return volume if math.isfinite(volume) and volume > 0 else None
+        return 0.0
+    return float(np.prod(space.high.astype(np.float64) - space.low.astype(np.float64)))

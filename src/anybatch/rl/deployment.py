@@ -31,6 +31,7 @@ class Deployment:
         caveats: why the guarantee is less than proven, apart from constants that are estimated.
         settings: of the loop: plain values. A state of other settings is refused.
         stays_when_void: whether the policy stays for good once a stated bound was exceeded.
+        needs_volume: whether the volume of the action space enters the guarantee.
         performance: of policies, where it is known.
     """
 
@@ -42,6 +43,7 @@ class Deployment:
         caveats: Sequence[str],
         settings: dict[str, Any],
         stays_when_void: bool,
+        needs_volume: bool,
         performance: KnownPerformance | None,
     ) -> None:
         self.policy = policy
@@ -52,6 +54,7 @@ class Deployment:
         self.worst = (math.inf, policy.parameters)  # of the policies that a step was taken from
         self._caveats = tuple(caveats)
         self._stays_when_void = stays_when_void
+        self._needs_volume = needs_volume
         self._performance = performance
 
     @property
@@ -170,6 +173,9 @@ class Deployment:
         why = [f"{name} is estimated from data" for name in self.constants.estimated] + list(self._caveats)
         if why:
             found.append(f"the guarantee is heuristic: {', '.join(why)}")
+        if self._needs_volume and self.constants.has_unbounded_actions:
+            volume = self.constants.action_volume
+            found.append(f"the action space is unbounded: its volume is not known but stated, {volume:.6g}")
         unsafe = [update.iteration for update in self.iterations if update.step_size and not update.is_safe]
         if unsafe:
             found.append(f"{len(unsafe)} step(s) without a guarantee, the first at update {unsafe[0]}")

@@ -44,7 +44,8 @@ class SafePolicyGradient(SafeLoop):
         max_batch_size: most trajectories of a batch.
         reward_bound: R. Default: the environment's; else the largest seen, which makes the guarantee heuristic.
         feature_bound: M, likewise; of the policy's features, where it has a feature map.
-        action_volume: |A|. Default: the environment's, or that of its box of actions.
+        action_volume: |A|, not below that of the box of actions. Default: the environment's, or that of the box. Of
+            actions without bounds it is the user's word alone, and the run says so.
         discount: gam. Default: the environment's.
         horizon: H. Default: the environment's.
         penalty: c. Default: `gaussian_penalty`.
@@ -129,6 +130,7 @@ class SafePolicyGradient(SafeLoop):
             caveats=self.rule.caveats,
             settings={**self.rule.settings(), **describe(env, policy), "seed": seed, "constants": asdict(constants)},
             stays_when_void=self.rule.stays_when_void,
+            needs_volume=self.rule.needs_volume,
             performance=find_performance(env, policy, performance, is_published=mode == "paper"),
         )
         self._next_batch_size = min_batch_size

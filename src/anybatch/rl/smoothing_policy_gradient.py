@@ -129,6 +129,7 @@ class SmoothingPolicyGradient(SafeLoop):
             caveats=self.rule.caveats,
             settings=settings,
             stays_when_void=self.rule.stays_when_void,
+            needs_volume=False,
             performance=find_performance(env, policy, performance, is_published=False),
         )
         self._best_high = -math.inf
