@@ -44,6 +44,13 @@ def test_the_penalty_is_the_published_one(constants, penalty):
     assert gaussian_penalty(**constants, discount=0.9) == pytest.approx(penalty, rel=1e-10)
 
 
+def test_the_published_penalty_has_no_floor_and_the_safe_one_has():
+    ones = {"reward_bound": 1.0, "feature_bound": 1.0, "discount": 0.5, "std": 1.0, "action_volume": 1.0}
+    assert gaussian_penalty(**ones, mode="paper") == pytest.approx(4 * (1 / math.sqrt(2 * math.pi) + 0.5), rel=1e-15)
+    assert gaussian_penalty(**ones) == 4.0
+    assert gaussian_penalty(**TASK, action_volume=4.0, mode="paper") == PENALTY
+
+
 def test_several_actions_enter_the_penalty_by_their_joint_density():
     one = gaussian_penalty(**TASK, action_volume=4.0)
     assert gaussian_penalty(**TASK, action_volume=4.0, num_actions=1, covariance_det=1.0) == one
@@ -277,6 +284,7 @@ def test_what_is_out_of_range_is_refused(change, message):
         ({"action_volume": math.inf}, "action_volume must be positive and finite; got inf"),
         ({"covariance_det": 0.0}, "covariance_det must be positive"),
         ({"num_actions": 0}, "num_actions must be a whole number"),
+        ({"mode": "bold"}, "mode must be one of safe, paper; got 'bold'"),
     ],
 )
 def test_a_penalty_of_impossible_constants_is_refused(change, message):

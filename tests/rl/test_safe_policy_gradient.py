@@ -110,6 +110,13 @@ def test_safe_mode_scores_the_drawn_action_and_paper_mode_the_clipped_one():
         assert agent(mode=mode).step().max_gradient == pytest.approx(abs(estimate.gradient.item()))
 
 
+def test_the_penalty_of_each_mode_is_its_own():
+    task: dict = {"reward_bound": 2.125, "feature_bound": 2.0, "discount": 0.1, "std": 1.0, "action_volume": 1.0}
+    for mode in ("safe", "paper"):
+        loop = agent(env=LQG(max_action=0.5), mode=mode, discount=0.1)
+        assert loop.rule.penalty_of(loop.deployment.constants) == gaussian_penalty(**task, mode=mode)
+
+
 def test_the_batch_may_be_held_fixed():
     run = agent(min_batch_size=500, max_batch_size=500).run(5000)
     assert [update.batch_size for update in run.iterations] == [500] * 10

@@ -52,13 +52,14 @@ def gaussian_penalty(
     action_volume: float,
     num_actions: int = 1,
     covariance_det: float | None = None,
+    mode: Mode = "safe",
 ) -> float:
     """Return c, by which a step of a Gaussian policy may fall short of its linear gain: c |step|_1^2.
 
     c = R M^2 / ((1 - gam)^2 sig^2) (|A| / sqrt((2 pi)^k det) + gam / (2 (1 - gam))), k actions with a covariance of
-    determinant det; sig^2 for one. The bracket counts as 1 where it is less: the volume stands for what the density
-    can shift among actions, but a clipped action has mass at the ends however close these are, and with 1 in its place
-    c is half of the smoothness constant of 2022, which needs no volume.
+    determinant det; sig^2 for one. In mode "safe" the bracket counts as 1 where it is less: the volume stands for what
+    the density can shift among actions, but a clipped action has mass at the ends however close these are, and with 1
+    in its place c is half of the smoothness constant of 2022, which needs no volume.
 
     Args:
         reward_bound: R, the largest absolute reward.
@@ -68,6 +69,7 @@ def gaussian_penalty(
         action_volume: |A|, of the set of actions: its length, area, ...
         num_actions: k.
         covariance_det: default: sig^(2 k), which is that of independent actions with one std.
+        mode: "safe", or "paper" for the bracket as published, however small.
 
     Returns:
         The penalty constant, in units of return per squared parameter.
@@ -80,9 +82,10 @@ def gaussian_penalty(
         9753.230595
 
     Source:
-        Papini et al. 2017. For several actions derived here, for steps along one coordinate; their code takes the
-        square root of the determinant for std.
+        Papini et al. 2017. Differs: "safe" is ours. For several actions derived here, for steps along one coordinate;
+        their code takes the square root of the determinant for std.
     """
+    require_choice(Mode, mode=mode)
     determinant = std ** (2 * num_actions) if covariance_det is None else covariance_det
     require_positive(
         reward_bound=reward_bound,
@@ -94,7 +97,8 @@ def gaussian_penalty(
     require_discount(discount, below_one=True)
     require_count(num_actions=num_actions)
     share = action_volume / math.sqrt((2 * math.pi) ** num_actions * determinant) + discount / (2 * (1 - discount))
-    return reward_bound * feature_bound**2 / ((1 - discount) ** 2 * std**2) * max(share, 1.0)
+    bracket = max(share, 1.0) if mode == "safe" else share
+    return reward_bound * feature_bound**2 / ((1 - discount) ** 2 * std**2) * bracket
 
 
 def choose_safe_step(

@@ -218,6 +218,7 @@ class CoordinateRule:
             std=self.shape.std,
             num_actions=self.shape.num_actions,
             covariance_det=self.shape.covariance_det,
+            mode=self.mode,
         )
 
     def error_bound(self, estimate: GradientEstimate, constants: BoundConstants, coordinate: int) -> ErrorBound:
