@@ -214,6 +214,25 @@ def test_a_state_of_another_environment_or_feature_map_is_refused():
         )
 
 
+@pytest.mark.parametrize(
+    ("saved", "other"),
+    [
+        (LQG(), LQG(transition=0.5)),
+        (LQG(), LQG(max_start=1.0)),
+        (LQG(), LQG(state_cost=0.4)),
+        (ContinuousCartPole(), ContinuousCartPole(half_length=1.0)),
+    ],
+)
+def test_a_state_of_other_dynamics_is_refused(saved, other):
+    policy = GaussianPolicy(torch.zeros(1, saved.dynamics.state_size))
+    options = {"reward_bound": 4.0, "feature_bound": 10.0}
+    for loop in (SafePolicyGradient, SmoothingPolicyGradient):
+        state = loop(saved, policy, **options).state_dict()
+        with pytest.raises(InputError, match=r"got another environment\."):
+            loop(other, policy, **options).load_state_dict(state)
+        loop(saved, policy, **options).load_state_dict(state)
+
+
 def test_a_restored_loop_has_constants_and_counts():
     first, second = (
         SafePolicyGradient(paying(None), GaussianPolicy(0.5), "student_t", discount=0.5, horizon=2) for _ in range(2)
