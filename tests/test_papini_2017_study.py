@@ -50,7 +50,14 @@ def test_every_figure_of_the_paper_is_planned(study):
     assert kinds.count("fixed-batch") == 2 * scale.fixed_batch_seeds
     assert kinds.count("fixed-steps") == 6 * scale.rate_seeds
     assert len({unit.name for unit in units}) == len(units)
-    assert scale.num_updates * 5 >= 1000
+    assert scale.num_updates * 12 >= 1000
+    assert scale.num_runs >= 1000
+    variants = {(unit.settings["estimator"], unit.settings["baseline"]) for unit in units if unit.kind == "updates"}
+    assert ("reinforce", False) in variants  # of which the guarantee is proven
+    runs = {unit.settings["bound"] for unit in units if unit.kind == "runs" and unit.settings["divisor"] == 1}
+    assert runs == {"sample_chebyshev", "chebyshev"}
+    promise = sum(unit.seconds for unit in units if unit.kind in ("updates", "runs"))
+    assert promise < 12 * 60
     assert sum(unit.seconds for unit in units) / 2 < 20 * 60
 
 
@@ -81,9 +88,10 @@ def test_rates_count_updates_that_raise_each_performance(study):
 def test_starts_of_the_promise_stand_on_both_sides_of_the_exact_optimum(study):
     optimum = study["lqg_units"].exact_optimum()
     assert -0.66 < optimum < -0.64
-    starts = [study["promise_units"].starting_policy(place, 10_000) for place in range(5)]
-    assert starts[0] == 0
-    assert [start < optimum for start in starts[1:]] == [True, True, False, False]
+    starts = [study["promise_units"].starting_policy(place, 10_000) for place in range(12)]
+    assert starts[:4] == [0, -0.1, -0.2, -0.4]  # one of three is far enough for a bound to let it move
+    assert [start < optimum for start in starts[4:]] == [True] * 4 + [False] * 4
+    assert max(abs(start - optimum) for start in starts[4:]) < 1e-3
 
 
 def test_exact_performance_of_the_table_is_that_of_the_quadrature(study):
@@ -93,7 +101,7 @@ def test_exact_performance_of_the_table_is_that_of_the_quadrature(study):
 
 
 def test_a_divided_error_takes_steps_that_the_whole_one_does_not(study):
-    found = study["promise_units"].count_updates("gpomdp", 1, 10, 500, [0.25], seed=0)
+    found = study["promise_units"].count_updates("gpomdp", True, 5, 10, 500, [0.25], seed=0)
     steps = {(row["bound"], row["divisor"]): row["num_steps"] for row in found["counts"]}
     assert steps["chebyshev", 1.0] == 0
     assert steps["chebyshev", 10_000.0] == 10
@@ -184,12 +192,67 @@ def test_a_curve_is_judged_where_it_is_farthest(study, away, verdict):
     assert claim.verdict == verdict
 
 
+def test_a_proven_bound_moves_a_policy_that_is_far_from_the_optimum(study):
+    found = study["promise_units"].count_updates("reinforce", False, 0, 4, 30_000, [0.05, 0.25], seed=0)
+    proven = [row for row in found["counts"] if (row["bound"], row["divisor"]) == ("chebyshev", 1.0)]
+    assert [(row["num_steps"], row["num_worse"]) for row in proven] == [(4, 0), (4, 0)]
+    runs = study["promise_units"].count_runs("chebyshev", 0.25, 1.0, 6, seed=0)
+    assert (runs["num_runs"], runs["num_updates"], runs["num_failed"]) == (6, 12, 0)
+    assert 1 <= runs["num_moved"] <= runs["num_steps"] <= 8  # from the four far starts alone
+
+
+def updates_unit(study, place, start, *counts):
+    names = ("bound", "divisor", "delta", "num_updates", "num_steps", "num_worse")
+    result = {"start": start, "counts": [dict(zip(names, count, strict=True)) for count in counts]}
+    return study["units"].Unit("updates", "gpomdp", {"place": place}, 1.0), result
+
+
+def test_failures_are_told_of_the_updates_that_moved_overall_and_by_start(study):
+    count = ("chebyshev", 1.0, 0.25)
+    results = {
+        "updates": [
+            updates_unit(study, 4, -0.6499, (*count, 10, 4, 2)),
+            updates_unit(study, 0, 0.0, (*count, 10, 10, 0), ("chebyshev", 10.0, 0.25, 10, 10, 5)),
+            updates_unit(study, 5, -0.6501, (*count, 10, 2, 1)),
+        ]
+    }
+    row, control = study["findings"].count_failures(results)
+    assert (row["num_updates"], row["num_steps"], row["num_worse"]) == (30, 16, 3)
+    assert row["share_of_steps"] == pytest.approx(3 / 16)
+    assert [start["num_steps"] for start in row["starts"]] == [10, 4, 2]
+    assert "starts" not in control
+    assert study["findings"].moved_by_start(row["starts"]) == {"from 0": (10, 10, 0), "near the optimum": (20, 6, 3)}
+    [claim] = study["run"]._judge_promises([row, control])
+    assert claim.ours == (
+        "failures over delta 0.400 at delta 0.25, where 16 of 30 moved it and 3 of these made it worse"
+    )
+    assert claim.spread.endswith("10 of 10 from 0 (0 worse), 6 of 20 near the optimum (3 worse)")
+    head, cells = study["pages"]._moved([row, control])
+    assert head[-2:] == ("from 0", "near the optimum")
+    assert [cell[3:] for cell in cells] == [[30, 16, 3, "18.75", "10 of 10, 0 worse", "6 of 20, 3 worse"]]
+
+
+def test_whole_runs_are_judged_by_bound_and_say_how_many_moved(study):
+    unit, results = study["units"].Unit, []
+    for bound in study["promise_units"].RUN_SETTINGS:
+        for divisor, failed in ((1.0, 10), (1000.0, 200)):
+            result = {"num_runs": 250, "num_failed": failed, "num_moved": 80, "num_updates": 1000, "num_steps": 300}
+            settings = {"bound": bound, "delta": 0.25, "divisor": divisor}
+            results.append((unit("runs", bound, settings, 1.0), result))
+    claims = list(study["run"]._judge_runs(study["findings"].run_rows({"runs": results})))
+    assert [claim.id for claim in claims] == ["promise-runs", "promise-runs_chebyshev_without_baseline"]
+    for claim in claims:
+        assert claim.verdict == "reproduced"
+        assert claim.ours == "0.160 at delta 0.25, where 300 of 1000 updates moved it, in 80 runs"
+
+
 def failures(worse, divisor, bound="chebyshev"):
     found = FailureCount(0.25, 1000, 1000, worse)
     return {
         "estimator": "gpomdp", "bound": bound, "divisor": divisor, "delta": 0.25, "num_updates": 1000,
-        "num_steps": 1000, "share_over_delta": found.share / 0.25, "is_kept": found.is_kept,
-        "is_surely_broken": found.is_surely_broken,
+        "num_steps": 1000, "num_worse": worse, "share_of_steps": worse / 1000, "is_kept": found.is_kept,
+        "share_over_delta": found.share / 0.25, "is_surely_broken": found.is_surely_broken,
+        "starts": [{"start": 0.0, "num_updates": 1000, "num_steps": 1000, "num_worse": worse}],
     }  # fmt: skip
 
 
@@ -235,7 +298,8 @@ def test_the_readme_gets_its_tables_between_the_marks(study, tmp_path):
         "seeds": 5,
         "verdict": "not",
     }
-    empty = {name: [] for name in ("curves", "improvement_rates", "cart_pole", "failures", "price", "price_at_start")}
+    parts = ("curves", "improvement_rates", "cart_pole", "failures", "failures_of_runs", "price", "price_at_start")
+    empty = {name: [] for name in parts}
     study["pages"].write_readme(page, {"claims": [claim], **empty})
     text = page.read_text()
     assert text.startswith("before\n")
@@ -252,3 +316,7 @@ def test_ids_join_the_list_of_claims(study):
     labels = study["authors"].CURVES
     assert {name for name in named if name.startswith("table-main-")} == {f"table-main-{label}" for label in labels}
     assert {"monotonic", "bounds-rank", "improvement-rates", "promise-runs"} <= set(named)
+    units = study["promise_units"]
+    bounds = [f"{of}{bound}" for of in units.VARIANTS for bound in (*units.BOUNDS, "noise alone", "fixed step of 0.1")]
+    ids = {f"promise-{name.removeprefix('gpomdp')}".replace(" ", "_").replace(".", "") for name in bounds}
+    assert len([name for name in named if name.startswith("promise-")]) == len(ids) + 2

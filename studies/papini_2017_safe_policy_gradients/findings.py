@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from authors import CHECKPOINTS, CURVES, IMPROVEMENT_RATES, STEP_SIZES
-from promise_units import BOUNDS
+from lqg_units import ESTIMATORS
+from promise_units import FAR_STARTS
 from scipy.stats import norm, t
 from units import Results, by_label
 
@@ -19,6 +20,7 @@ from anybatch.rl.promise import FailureCount
 
 CONFIDENCE = 0.95  # of the sign, for the oracle that has to know no more
 LARGEST = 10**12
+COUNTED = ("num_updates", "num_steps", "num_worse")
 
 
 def budget(results: Results, kind: str = "curve") -> int:
@@ -113,40 +115,54 @@ def pole_rows(results: Results) -> list[dict[str, Any]]:
 
 def count_failures(results: Results) -> list[dict[str, Any]]:
     """Return failures over all starts, by estimator, bound, divisor of the error and delta."""
-    sums: dict[tuple[str, str, float, float], list[int]] = {}
+    found: dict[tuple[str, str, float, float], list[dict[str, Any]]] = {}
     for unit, result in results.get("updates", []):
-        for found in result["counts"]:
-            key = (unit.label, found["bound"], found["divisor"], found["delta"])
-            counts = [found[name] for name in ("num_updates", "num_steps", "num_worse")]
-            sums[key] = [a + b for a, b in zip(sums.get(key, [0, 0, 0]), counts, strict=True)]
-    rows = []
-    for (estimator, bound, divisor, delta), counts in sums.items():
-        found = FailureCount(delta, *counts)
-        about = {"estimator": estimator, "bound": bound, "divisor": divisor, "delta": delta}
-        numbers = {"num_updates": counts[0], "num_steps": counts[1], "num_worse": counts[2]}
-        rows.append(
-            {**about, **numbers, "share_over_delta": found.share / delta, "is_kept": found.is_kept}
-            | {"is_surely_broken": found.is_surely_broken}
-        )
-    return rows
+        for count in result["counts"]:
+            key = (unit.label, count["bound"], count["divisor"], count["delta"])
+            found.setdefault(key, []).append({"start": result["start"], **{name: count[name] for name in COUNTED}})
+    return [_failure_row(*key, starts) for key, starts in found.items()]
+
+
+def _failure_row(
+    estimator: str, bound: str, divisor: float, delta: float, starts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the sum over starts, and where the error is as it is what is behind it, start by start."""
+    total = FailureCount(delta, *(sum(start[name] for start in starts) for name in COUNTED))
+    row = {
+        "estimator": estimator, "bound": bound, "divisor": divisor, "delta": delta,
+        **{name: getattr(total, name) for name in COUNTED},
+        "share_over_delta": total.share / delta, "share_of_steps": total.share_of_steps,
+        "is_kept": total.is_kept, "is_surely_broken": total.is_surely_broken,
+    }  # fmt: skip
+    return row | {"starts": sorted(starts, key=lambda start: -start["start"])} if divisor == 1 else row
+
+
+def moved_by_start(starts: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, int, int]]:
+    """Return updates, those that moved the policy and those of them that made it worse, the coins in one sum."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for start in starts:
+        name = f"from {start['start']:g}" if start["start"] in FAR_STARTS else "near the optimum"
+        found[name] = tuple(map(sum, zip(found.get(name, (0, 0, 0)), (start[each] for each in COUNTED), strict=True)))  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def run_rows(results: Results) -> list[dict[str, Any]]:
     """Return failures of whole runs of 2022, as they are and with the error divided."""
     rows = []
     for unit, result in results.get("runs", []):
-        delta = unit.settings["delta"]
-        found = FailureCount(delta, result["num_runs"], result["num_runs"], result["num_failed"])
+        bound, delta, divisor = (unit.settings[name] for name in ("bound", "delta", "divisor"))
+        found = FailureCount(delta, result["num_runs"], result["num_moved"], result["num_failed"])
         rows.append(
-            {"delta": delta, "divisor": unit.settings["divisor"], **result, "share_over_delta": found.share / delta}
+            {"bound": bound, "delta": delta, "divisor": divisor, **result}
+            | {"share_over_delta": found.share / delta, "share_of_moved": found.share_of_steps}
             | {"is_kept": found.is_kept, "is_surely_broken": found.is_surely_broken}
         )
-    return sorted(rows, key=lambda row: (row["delta"], row["divisor"]))
+    return sorted(rows, key=lambda row: (row["bound"], row["delta"], row["divisor"]))
 
 
 def moments(results: Results) -> dict[str, list[tuple[float, float, float, float]]]:
     """Return (theta, gradient, std, range) by estimator, along falling theta."""
-    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in BOUNDS}
+    found: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in ESTIMATORS}
     for unit, result in results.get("moments", []):
         found[unit.label].append((unit.settings["theta"], result["gradient"], result["std"], result["range"]))
     return {estimator: sorted(rows, reverse=True) for estimator, rows in found.items() if rows}

@@ -13,6 +13,7 @@ from numpy.polynomial import Chebyshev
 from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient, estimate_gradient
 from anybatch.seeds import derive_seed
 
+ESTIMATORS = ("gpomdp", "reinforce")
 DOMAIN = (-1.0, 0.1)  # of policies whose exact performance is tabulated
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from authors import CURVES, FIXED_BATCH, IMPROVEMENT_RATES, RATES_START, STEP_SIZES
 from cart_pole_unit import run_cart_pole
-from lqg_units import measure_moments, run_curve, run_fixed_steps
-from promise_units import BOUNDS, NUM_STARTS, count_runs, count_updates
+from lqg_units import ESTIMATORS, measure_moments, run_curve, run_fixed_steps
+from promise_units import NUM_STARTS, RUN_SETTINGS, VARIANTS, RunSetting, count_runs, count_updates
 from units import Kinds, Unit
 
 THETAS = (0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.55, -0.58)  # along every curve
 DELTAS = (0.05, 0.25)
-RUN_CONTROL = 1000.0  # divides the error of whole runs
-SECONDS_PER_TRAJECTORY, SECONDS_PER_BATCH, CART_POLE_SECONDS = 3.5e-7, 1.5e-3, 3.3e-5  # on a quiet core, about
+RUN_CONTROL, CONTROL_SHARE = 1000.0, 4  # divides the error of whole runs, of which so many fewer are needed
+SECONDS_PER_TRAJECTORY, SECONDS_PER_BATCH, CART_POLE_SECONDS = 3.5e-7, 1.5e-3, 4.3e-5  # on a quiet core, about
+PROMISED_PER_TRAJECTORY, PROMISED_PER_UPDATE, PROMISED_PER_LOOK = 2.6e-7, 6e-3, 8e-4  # of the promise, likewise
 
 KINDS: Kinds = {
     "curve": run_curve,
@@ -61,7 +63,7 @@ class Scale:
 SCALES = {
     "smoke": Scale(25_000, 1, 1, 10_000, 1, 6_000, 1, 4, 500, 5, 2_000),
     "quick": Scale(1_000_000, 1, 1, 200_000, 1, 100_000, 1, 200, 10_000, 100, 200_000),
-    "full": Scale(30_000_000, 5, 3, 1_000_000, 2, 1_150_000, 3, 250, 40_000, 500, 1_000_000),
+    "full": Scale(30_000_000, 5, 3, 1_000_000, 2, 1_150_000, 3, 250, 60_000, 1000, 1_000_000),
 }
 
 
@@ -106,7 +108,7 @@ def _cart_poles(scale: Scale) -> Iterator[Unit]:
 
 
 def _moments(scale: Scale) -> Iterator[Unit]:
-    for estimator in BOUNDS:
+    for estimator in ESTIMATORS:
         for theta in THETAS:
             settings = {
                 "estimator": estimator,
@@ -118,15 +120,22 @@ def _moments(scale: Scale) -> Iterator[Unit]:
 
 
 def _promises(scale: Scale) -> Iterator[Unit]:
-    for estimator in BOUNDS:
+    for label, (estimator, baseline) in VARIANTS.items():
         for place in range(NUM_STARTS):
             settings = {
-                "estimator": estimator, "place": place, "num_each": scale.num_updates, "seed": 0,
-                "batch_size": scale.update_batch, "deltas": list(DELTAS),
+                "estimator": estimator, "baseline": baseline, "place": place, "num_each": scale.num_updates,
+                "batch_size": scale.update_batch, "deltas": list(DELTAS), "seed": 0,
             }  # fmt: skip
-            seconds = 2 * scale.num_updates * scale.update_batch * SECONDS_PER_TRAJECTORY
-            yield Unit("updates", estimator, settings, 2 + seconds)
-    for delta in DELTAS:
-        for divisor in (1.0, RUN_CONTROL):
-            settings = {"delta": delta, "divisor": divisor, "num_runs": scale.num_runs, "seed": 0}
-            yield Unit("runs", f"{delta:g}", settings, 2 + scale.num_runs * 0.04)
+            each = scale.update_batch * PROMISED_PER_TRAJECTORY + PROMISED_PER_UPDATE  # all bounds and divisors
+            yield Unit("updates", label, settings, 2 + scale.num_updates * each)
+    for bound, setting in RUN_SETTINGS.items():
+        for delta in DELTAS:
+            for divisor, num_runs in ((1.0, scale.num_runs), (RUN_CONTROL, -(-scale.num_runs // CONTROL_SHARE))):
+                settings = {"bound": bound, "delta": delta, "divisor": divisor, "num_runs": num_runs, "seed": 0}
+                yield Unit("runs", f"{bound} {delta:g}", settings, 2 + num_runs * _seconds_of_run(setting, delta))
+
+
+def _seconds_of_run(setting: RunSetting, delta: float) -> float:
+    least, most = setting.batches[delta]
+    num_looks = 1 + math.ceil(math.log2(most / least))
+    return setting.num_updates * (most * PROMISED_PER_TRAJECTORY + num_looks * PROMISED_PER_LOOK)

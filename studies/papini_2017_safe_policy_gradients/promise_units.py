@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -19,15 +19,37 @@ from anybatch.rl.coordinate_rule import CoordinateRule, GaussianShape
 from anybatch.rl.promise import DrawnEstimate, FailureCount, count_failures, draw_estimates
 from anybatch.rl.smoothing_rule import SmoothingRule
 
-BOUNDS = {
-    "gpomdp": ("chebyshev", "hoeffding", "bernstein", "empirical hoeffding", "empirical bernstein", "student_t"),
-    "reinforce": ("chebyshev",),
+BOUNDS = ("chebyshev", "hoeffding", "bernstein", "empirical hoeffding", "empirical bernstein", "student_t")
+VARIANTS = {  # estimator and whether it has baselines; Chebyshev's bound of the last is the one that is proven
+    "gpomdp": ("gpomdp", True),
+    "reinforce": ("reinforce", True),
+    "reinforce without baseline": ("reinforce", False),
 }
 DIVISORS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0, 10_000.0)  # of the error
-OFFSETS = (-0.25, -0.1, 0.1, 0.25)  # from the optimum, in about one standard error of the gradient
-NUM_STARTS = 1 + len(OFFSETS)
-NUM_UPDATES = 4  # of a whole run
-RUN_BATCHES = (500, 8000)
+FAR_STARTS = (0.0, -0.1, -0.2, -0.4)  # where the gradient is large and a bound lets the policy move
+OFFSETS = (-0.08, -0.04, -0.02, -0.01, 0.01, 0.02, 0.04, 0.08)  # from the optimum, over the root of the batch
+NUM_STARTS = len(FAR_STARTS) + len(OFFSETS)
+
+
+@dataclass(frozen=True)
+class RunSetting:
+    """How whole runs of 2022 are made with one bound.
+
+    Attributes:
+        baseline: whether the estimates have baselines.
+        num_updates: of a run.
+        batches: least and most trajectories of an update, by delta.
+    """
+
+    baseline: bool
+    num_updates: int
+    batches: Mapping[float, tuple[int, int]]
+
+
+RUN_SETTINGS = {
+    "sample_chebyshev": RunSetting(True, 4, {0.05: (500, 8000), 0.25: (500, 8000)}),
+    "chebyshev": RunSetting(False, 2, {0.05: (130_000, 130_000), 0.25: (40_000, 40_000)}),  # proven
+}
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,10 @@ def _divide(bound: ErrorBound, divisor: float) -> ErrorBound:
 
 
 def starting_policy(place: int, batch_size: int) -> float:
-    """Return a policy far from the optimum (place 0), or one where the gradient's sign is nearly a coin's."""
-    return 0.0 if place == 0 else exact_optimum() + OFFSETS[place - 1] / math.sqrt(batch_size)
+    """Return a policy far from the optimum, or in the later places one where the gradient's sign is nearly a coin's."""
+    if place < len(FAR_STARTS):
+        return FAR_STARTS[place]
+    return exact_optimum() + OFFSETS[place - len(FAR_STARTS)] / math.sqrt(batch_size)
 
 
 def _performance(parameters: Tensor) -> float:
@@ -67,22 +91,19 @@ def _performance(parameters: Tensor) -> float:
 
 
 def count_updates(
-    estimator: str, place: int, num_each: int, batch_size: int, deltas: list[float], seed: int
+    estimator: str, baseline: bool, place: int, num_each: int, batch_size: int, deltas: list[float], seed: int
 ) -> dict[str, Any]:
     """Count independent updates from one start that made the policy worse, by bound, delta and divisor."""
     env = LQG()
     start = starting_policy(place, batch_size)
-    drawn = list(
-        draw_estimates(
-            env, [GaussianPolicy(start)], num_each, batch_size, seed=seed + place, estimator=estimator, need_ranges=True
-        )
-    )
+    options = {"estimator": estimator, "baseline": baseline, "need_ranges": True}
+    drawn = list(draw_estimates(env, [GaussianPolicy(start)], num_each, batch_size, seed=seed + place, **options))
     constants = find_constants(env, takes_states=True, given=TaskConstants())
     counts = []
     for delta in deltas:
-        for name in BOUNDS[estimator]:
+        for name in BOUNDS:
             for divisor in DIVISORS:
-                rule = _rule(name, estimator, delta, divisor)
+                rule = _rule(name, estimator, baseline, delta, divisor)
                 found = count_failures(
                     drawn,
                     lambda estimate, rule=rule: rule.decide(estimate, constants).displacement,
@@ -95,11 +116,11 @@ def count_updates(
     return {"start": start, "counts": counts}
 
 
-def _rule(name: str, estimator: str, delta: float, divisor: float) -> DividedRule:
+def _rule(name: str, estimator: str, baseline: bool, delta: float, divisor: float) -> DividedRule:
     empirical, _, bound = name.rpartition(" ")
     range_ = empirical or "theoretical"
     shape = GaussianShape.of(torch.eye(1))
-    return DividedRule(shape, bound, range_, estimator, delta, divisor=divisor)  # pyright: ignore[reportArgumentType]
+    return DividedRule(shape, bound, range_, estimator, delta, baseline=baseline, divisor=divisor)  # pyright: ignore[reportArgumentType]
 
 
 def _count(drawn: list[DrawnEstimate], decide: Callable[[GradientEstimate], Tensor], delta: float) -> FailureCount:
@@ -117,24 +138,34 @@ def _controls(seed: int) -> dict[str, Callable[[GradientEstimate], Tensor]]:
     return {"noise alone": along_noise, "fixed step of 0.1": lambda estimate: 0.1 * estimate.gradient}
 
 
-def count_runs(delta: float, divisor: float, num_runs: int, seed: int) -> dict[str, Any]:
+def count_runs(bound: str, delta: float, divisor: float, num_runs: int, seed: int) -> dict[str, Any]:
     """Count whole runs of the method of 2022 in which some update made the policy worse."""
-    failures = steps = 0
+    setting = RUN_SETTINGS[bound]
+    least, most = setting.batches[delta]
+    failures = steps = moved = 0
     for index in range(num_runs):
         agent = SmoothingPolicyGradient(
             LQG(),
-            GaussianPolicy(starting_policy(index % NUM_STARTS, RUN_BATCHES[0])),
-            "sample_chebyshev",
+            GaussianPolicy(starting_policy(index % NUM_STARTS, least)),
+            bound,  # pyright: ignore[reportArgumentType]
             delta=delta,
-            mini_batch_size=RUN_BATCHES[0],
-            max_batch_size=RUN_BATCHES[1],
+            mini_batch_size=least,
+            max_batch_size=most,
             growth=2.0,
+            baseline=setting.baseline,
             performance=lambda policy: _performance(policy.parameters),
             seed=seed + index,
         )
         agent.rule = DividedSmoothingRule(**vars(agent.rule), divisor=divisor)
-        updates = [agent.step() for _ in range(NUM_UPDATES)]
+        updates = [agent.step() for _ in range(setting.num_updates)]
         performances = [update.performance or 0.0 for update in updates] + [_performance(agent.policy.parameters)]
         failures += any(after < before for before, after in pairwise(performances))
-        steps += sum(update.step_size > 0 for update in updates)
-    return {"num_runs": num_runs, "num_failed": failures, "num_steps": steps}
+        taken = sum(update.step_size > 0 for update in updates)
+        steps, moved = steps + taken, moved + (taken > 0)
+    return {
+        "num_runs": num_runs,
+        "num_failed": failures,
+        "num_moved": moved,
+        "num_updates": num_runs * setting.num_updates,
+        "num_steps": steps,
+    }

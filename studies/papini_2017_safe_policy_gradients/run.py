@@ -27,6 +27,7 @@ import pages
 from authors import CART_POLE, CHECKPOINTS, CURVES, FIXED_BATCH
 from command import is_own_record, keep_finished, read_arguments
 from plan import KINDS, SCALES, plan_units
+from promise_units import RUN_SETTINGS
 from units import Results, Unit, add_worker_options, by_label, do_units, read_results, run_units
 from verdicts import Claim
 
@@ -61,7 +62,7 @@ def judge(results: Results) -> list[Claim]:
         claims.append(_judge_rates(findings.rate_rows(results)))
     if findings.budget(results, "cart-pole") >= WHOLE_POLE:
         claims += _judge_poles(findings.pole_rows(results))
-    return [*claims, *_judge_promises(findings.count_failures(results)), _judge_runs(findings.run_rows(results))]
+    return [*claims, *_judge_promises(findings.count_failures(results)), *_judge_runs(findings.run_rows(results))]
 
 
 def _judge_averages(rows: dict[str, dict[str, Any]]) -> Iterator[Claim]:
@@ -251,10 +252,11 @@ def _judge_promises(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
         found.setdefault((row["estimator"], row["bound"]), []).append(row)
     for (estimator, bound), own in found.items():
         plain_rows = [row for row in own if row["divisor"] == 1]
-        numbers = ", ".join(f"{row['share_over_delta']:.3f} at delta {row['delta']:g}" for row in plain_rows)
+        numbers = "; ".join(map(_moved, plain_rows))
         is_control = bound in ("noise alone", "fixed step of 0.1")
         broken = _breaking_divisors(own)
-        name = f"{'reinforce_' if estimator == 'reinforce' else ''}{bound.replace(' ', '_').replace('.', '')}"
+        of = "" if estimator == "gpomdp" else f"{estimator} "
+        name = f"{of}{bound}".replace(" ", "_").replace(".", "")
         kept = all(row["is_kept"] for row in plain_rows)
         is_broken = all(row["is_surely_broken"] for row in plain_rows)
         yield Claim(
@@ -263,9 +265,9 @@ def _judge_promises(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
             else "independent safe updates make the policy worse with probability delta at most"),
             "abstract, sentence 4",
             "failures over delta above 1" if is_control else "failures over delta at most 1",
-            f"failures over delta {numbers}; {plain_rows[0]['num_steps']} of {plain_rows[0]['num_updates']} moved it"
-            + ("" if is_control else f" at delta {plain_rows[0]['delta']:g}"),
-            "" if is_control else f"broken where the error is divided by {broken}",
+            f"failures over delta {numbers}",
+            "" if is_control else f"broken where the error is divided by {broken}; at delta "
+            f"{plain_rows[0]['delta']:g} moved it {_moved_by_start(plain_rows[0])}",
             plain_rows[0]["num_updates"],
             verdict(is_broken) if is_control else verdict(kept and "none" not in broken, kept),
         )  # fmt: skip
@@ -280,19 +282,40 @@ def _breaking_divisors(rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(words)
 
 
-def _judge_runs(rows: Sequence[dict[str, Any]]) -> Claim:
-    plain_rows, controls = ([row for row in rows if (row["divisor"] == 1) == is_plain] for is_plain in (True, False))
-    kept, broken = all(row["is_kept"] for row in plain_rows), all(row["is_surely_broken"] for row in controls)
-    return Claim(
-        "promise-runs",
-        "Whole runs of the 2022 schedule contain an update that made the policy worse with probability delta at most",
-        "Papini et al. 2022, abstract, sentence 7",
-        "failures over delta at most 1",
-        ", ".join(f"{row['share_over_delta']:.3f} at delta {row['delta']:g}" for row in plain_rows),
-        "with the error divided by 1000: " + ", ".join(f"{row['share_over_delta']:.2f}" for row in controls),
-        plain_rows[0]["num_runs"],
-        verdict(kept and broken, kept),
+def _moved(row: dict[str, Any]) -> str:
+    """Say what share failed, and of how many that moved the policy at all."""
+    return (
+        f"{row['share_over_delta']:.3f} at delta {row['delta']:g}, where {row['num_steps']} of {row['num_updates']} "
+        f"moved it and {row['num_worse']} of these made it worse"
     )
+
+
+def _moved_by_start(row: dict[str, Any]) -> str:
+    parts = findings.moved_by_start(row["starts"]).items()
+    return ", ".join(f"{moved} of {updates} {name} ({worse} worse)" for name, (updates, moved, worse) in parts)
+
+
+def _judge_runs(rows: Sequence[dict[str, Any]]) -> Iterator[Claim]:
+    for bound, setting in RUN_SETTINGS.items():
+        own = [row for row in rows if row["bound"] == bound]
+        plain_rows, controls = ([row for row in own if (row["divisor"] == 1) == is_plain] for is_plain in (True, False))
+        kept, broken = all(row["is_kept"] for row in plain_rows), all(row["is_surely_broken"] for row in controls)
+        yield Claim(
+            "promise-runs" if setting.baseline else f"promise-runs_{bound}_without_baseline",
+            f"Whole runs of the 2022 schedule, {bound} {'with' if setting.baseline else 'without'} baselines, contain "
+            "an update that made the policy worse with probability delta at most",
+            "Papini et al. 2022, abstract, sentence 7",
+            "failures over delta at most 1",
+            "; ".join(
+                f"{row['share_over_delta']:.3f} at delta {row['delta']:g}, where {row['num_steps']} of "
+                f"{row['num_updates']} updates moved it, in {row['num_moved']} runs"
+                for row in plain_rows
+            ),
+            f"with the error divided by 1000, in {controls[0]['num_runs']} runs: "
+            + ", ".join(f"{row['share_over_delta']:.2f}" for row in controls),
+            plain_rows[0]["num_runs"],
+            verdict(kept and broken, kept),
+        )
 
 
 def _sd(values: Sequence[float]) -> str:

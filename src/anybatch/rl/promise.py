@@ -36,6 +36,11 @@ class FailureCount:
         return self.num_worse / self.num_updates
 
     @property
+    def share_of_steps(self) -> float | None:
+        """Of updates that moved the policy, those that made it worse; None where none did."""
+        return self.num_worse / self.num_steps if self.num_steps else None
+
+    @property
     def is_kept(self) -> bool:
         """Whether the share is at or below delta."""
         return self.share <= self.delta
