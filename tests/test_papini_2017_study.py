@@ -151,6 +151,32 @@ def test_a_failing_worker_ends_the_study_with_a_sentence(tmp_path):
     assert done.stderr.splitlines()[-1] == "a worker ended with exit code 1; call again to go on."
 
 
+def test_the_time_of_a_run_that_did_all_units_is_kept(study, tmp_path, monkeypatch, capsys):
+    unit = study["units"].Unit("curve", "x", {"seed": 0}, 1.0)
+    run, path = study["run"], tmp_path / "results.json"
+
+    def do(*_):
+        study["units"].do_units([unit], {"curve": lambda seed: {}}, tmp_path / "runs")
+
+    for name, value in {
+        "plan_units": lambda _: [unit], "run_units": do, "summarize": lambda *_: {"claims": []},
+        "keep_finished": lambda *_: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(study["pages"], "draw", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--smoke", "--runs", str(tmp_path / "runs"), "--json", str(path)])
+    assert run.main() == 0
+    first = json.loads(path.read_text())["whole_run"]
+    assert (first["num_units"], first["num_workers"]) == (1, 2)
+    assert first["elapsed_seconds"] > 0
+    assert "a run of all 1 units took" in capsys.readouterr().out
+    assert run.main() == 0  # which does none
+    assert json.loads(path.read_text())["whole_run"] == first
+    path.unlink()
+    assert run.main() == 0
+    assert json.loads(path.read_text())["whole_run"] is None
+
+
 # judgement
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -351,6 +352,18 @@ def summarize(results: Results, units: Sequence[Unit], size: str) -> dict[str, A
     }
 
 
+def num_finished(units: Sequence[Unit], runs: Path) -> int:
+    """Return how many units are finished."""
+    return sum(map(len, read_results(units, runs).values()))
+
+
+def earlier_whole_run(path: Path | None) -> dict[str, Any] | None:
+    """Return how long the last run took that did all units in one call, as results.json kept it."""
+    if path is None or not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("whole_run")
+
+
 def main() -> int:
     """Do the units that are asked for and say what they show; return the exit code."""
     try:
@@ -359,15 +372,26 @@ def main() -> int:
         if arguments.work:
             do_units(units, KINDS, arguments.runs)
             return 0
+        before, begun = num_finished(units, arguments.runs), time.perf_counter()
         if not arguments.finished_only:
             run_units(__file__, units, arguments)
+        elapsed = time.perf_counter() - begun
         results = read_results(units, arguments.runs)
         found = summarize(results, units, arguments.size)
+        num_done = num_finished(units, arguments.runs) - before
+        whole = {"elapsed_seconds": elapsed, "num_units": num_done, "num_workers": arguments.workers}
+        found["whole_run"] = whole if before == 0 and num_done == len(units) else earlier_whole_run(arguments.json)
     except AnybatchError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     for claim in found["claims"]:
         print(f"{claim['verdict']}: {claim['statement']}. {claim['ours']} ({claim['spread']}); paper: {claim['paper']}")
+    if found["whole_run"]:
+        print(
+            "a run of all {num_units} units took {elapsed_seconds:.0f} s on {num_workers} workers".format(
+                **found["whole_run"]
+            )
+        )
     if arguments.json:
         write_text(arguments.json, json.dumps(plain(found), indent=1) + "\n")
         pages.draw(results, found, arguments.json.parent)
