@@ -54,6 +54,19 @@ def test_kept_scenes_are_the_scenes_in_8_bits(load):
 
 
 @needs_data
+@pytest.mark.parametrize("variant", [None, "shared head", "head per level", "no pyramid"])
+def test_images_and_models_are_in_the_layout_that_convolutions_are_fast_in(load, variant):
+    tasks = load("tasks")
+    size = tasks.Size(4, 2, 1)
+    workload = (
+        tasks.one_stage(DATA, size, variant, 0.02) if variant else tasks.make_workload("segmentation", DATA, size)
+    )
+    images, _ = workload.collate([workload.train_set[index] for index in range(2)])
+    weights = [weight for weight in workload.model().parameters() if weight.ndim == 4]
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in (images, *weights))
+
+
+@needs_data
 @pytest.mark.parametrize("variant", ["shared head", "head per level", "no pyramid"])
 def test_changed_detectors_train_all_their_parameters(load, variant):
     tasks = load("tasks")
@@ -98,6 +111,14 @@ def test_every_step_has_a_smoke_setting_and_every_claim_its_steps(load):
     assert {side for claim in accuracy.EXPECTED for side in (claim.better, claim.worse)} <= recipes
     assert {(accuracy.ABLATIONS, name) for name in accuracy.INSENSITIVE} <= recipes
     assert all("proposals" in name or name in parts.FULL for name in parts.QUICK)
+
+
+def test_what_is_cheap_to_know_comes_before_what_takes_long(load):
+    steps = list(load("parts").FULL)
+    assert steps[:2] == ["segmentation at 16", "segmentation at 256"]
+    assert max(i for i, name in enumerate(steps) if "noise of segmentation" in name) < steps.index(
+        "segmentation at 1024"
+    )
 
 
 # what is measured

@@ -65,7 +65,6 @@ class Part:
         tunes_base: whether the rate that is found here is the one of SGD at 16 that all later parts of the task start
             from.
         micro_batch_size: samples per forward pass; batch norm sees no more, with AGVM and without.
-        num_evaluations: per run.
     """
 
     task: str
@@ -76,7 +75,6 @@ class Part:
     lr_factors: Sequence[float] = GRID
     tunes_base: bool = False
     micro_batch_size: int = 128
-    num_evaluations: int = 4
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,14 @@ DETECTION = Size(num_train=2048, num_eval=256, epochs=8)
 ONE = (1.0,)
 
 
-def _of_task(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
-    """Return base, then plain scaling and AGVM at each batch size."""
+def _of_task(
+    task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int, *, tunes_base: bool = False
+) -> dict[str, Part]:
+    """Return base, where its rate is to be found, then plain scaling and AGVM at each batch size."""
     common = {"size": size, "micro_batch_size": micro_batch_size}
-    parts = {f"{task} at 16": Part(task, BASE, [AT_BASE], lr_factors=(1.0, 3.0, 10.0), tunes_base=True, **common)}
+    parts = {}
+    if tunes_base:
+        parts[f"{task} at 16"] = Part(task, BASE, [AT_BASE], lr_factors=(1.0, 3.0, 10.0), tunes_base=True, **common)
     for batch_size in batch_sizes:
         recipes = [PLAIN, agvm(size, batch_size)]
         parts[f"{task} at {batch_size}"] = Part(task, batch_size, recipes, **common)
@@ -155,7 +157,7 @@ def _norms(size: Size) -> Part:
         NormRecipe("GN", lr_rule="linear", norm="group", norm_options={"num_groups": 8}),
         NormRecipe("KN", lr_rule="linear", norm="kalman"),
     ]
-    return Part("segmentation", 2, kinds, size, 2, ONE, num_evaluations=2)
+    return Part("segmentation", 2, kinds, size, 2, ONE)
 
 
 QUICK_SIZE = Size(num_train=1024, num_eval=128, epochs=4)
@@ -179,9 +181,10 @@ def _followed(task: str, size: Size, measure: Measure, num_points: int = 12) -> 
 
 # in the order of their worth, so that an early end leaves whole claims
 FULL: dict[str, Step] = {
-    **_of_task("segmentation", SEGMENTATION, (LARGE, LARGEST), 128),
+    **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4)),
-    **_of_task("detection", DETECTION, (LARGE,), 64),
+    **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
+    **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
     **_followed("instances", DETECTION, DEFAULT),
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),
@@ -207,7 +210,6 @@ def smoke(step: Step) -> Step:
             seeds=min(step.seeds, 2),
             lr_factors=step.lr_factors[:1],
             micro_batch_size=8,
-            num_evaluations=1,
         )
     if isinstance(step, Followed):
         measure = Measure(32, 32, 1, min(1, step.run.measure.num_normalized))

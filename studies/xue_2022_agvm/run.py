@@ -130,7 +130,7 @@ class Study:
             lr_factors=lr_factors,
             runs=self.arguments.runs,
             micro_batch_size=part.micro_batch_size,
-            num_evaluations=part.num_evaluations,
+            num_evaluations=1,  # the last one is all that is used
             checkpoint_seconds=60,
             finished_only=self.arguments.finished_only,
         )

@@ -17,6 +17,7 @@ from anybatch.stats import find_predictor_modules
 from anybatch.workloads import load_workload
 from anybatch.workloads.classification import sgd
 from anybatch.workloads.scene_set import Sample
+from anybatch.workloads.scenes import Batch, collate_scenes
 
 NAMES = {
     "segmentation": "scenes-semantic-fpn",
@@ -93,11 +94,22 @@ def make_workload(task: str, root: Path, size: Size, rate: float = RATE) -> Work
     return replace(
         whole,
         name=f"{NAMES[task]}, {size.num_train} scenes kept in 8 bits",
+        model=lambda: _channels_last(whole.model()),
+        collate=_collated,
         train_set=_kept(root, train=True, num_scenes=size.num_train),
         eval_set=_kept(root, train=False, num_scenes=size.num_eval),
         module_prefixes=find_predictor_modules(whole.model()).prefixes,
         optimizer=lambda model: sgd(model, lr=rate, momentum=0.9, weight_decay=1e-4),
     )
+
+
+def _channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _collated(samples: list[Sample]) -> Batch:
+    images, targets = collate_scenes(samples)
+    return images.contiguous(memory_format=torch.channels_last), targets
 
 
 # interventions on the cause
@@ -165,7 +177,9 @@ def one_stage(root: Path, size: Size, variant: str, rate: float) -> Workload:
         The workload.
     """
     whole = make_workload("one stage", root, size, rate)
-    return replace(whole, name=f"{whole.name}, {variant}", model=lambda: _changed(whole.model(), variant))
+    return replace(
+        whole, name=f"{whole.name}, {variant}", model=lambda: _channels_last(_changed(whole.model(), variant))
+    )
 
 
 def _changed(model: Any, variant: str) -> nn.Module:
