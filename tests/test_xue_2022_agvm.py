@@ -2,7 +2,9 @@
 
 import importlib
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -245,17 +247,72 @@ def test_proposals_must_quieten_the_head_steadily_and_it_alone(load):
     assert verdict([0.2, 0.5, 0.9], [0.9, 0.9, 0.9]) == "not"
 
 
-def test_a_recipe_of_which_every_seed_diverged_loses(load):
-    accuracy, cells = load("accuracy_claims"), load("cells")
+PLAIN_256, AGVM_256 = ("segmentation at 256", "plain scaling"), ("segmentation at 256", "AGVM")
 
-    class Done:
-        def __init__(self, value):
-            self.metrics = {"eval_miou": value}
+
+def a_run(score=None, seed=0, recipe="AGVM", factor=1.0):
+    """A run by its score between 0 and 1; without one it diverged."""
+    status = "diverged" if score is None else "done"
+    curve = [] if score is None else [{"scale/backbone": 1.0, "scale/fpn": 1.5, "scale/semantic_head": 3.5}]
+    metrics = {} if score is None else {"eval_miou": score}
+    return SimpleNamespace(
+        recipe=recipe, seed=seed, lr_factor=factor, status=status, metrics=metrics, curve=curve,
+        settings={"lr": 0.1 * factor}, updates=4, samples=64, seconds=60.0,
+    )  # fmt: skip
+
+
+def a_cell(load, *scores):
+    return load("cells").make_cell("segmentation", [a_run(score, seed) for seed, score in enumerate(scores)])
+
+
+def test_what_has_one_seed_is_set_against_the_same_seed(load):
+    judge = load("accuracy_claims").judge_accuracy
+    cells = {AGVM_256: a_cell(load, 0.4, 0.6, 0.6), ("ablations", "anchor: head"): a_cell(load, 0.5)}
+    assert verdict_of(judge(cells), "anchor-head") == "not"
+    cells = {AGVM_256: a_cell(load, 0.6, 0.4, 0.4), ("ablations", "anchor: head"): a_cell(load, 0.5)}
+    assert verdict_of(judge(cells), "anchor-head") == "partly"
+    cells = {AGVM_256: a_cell(load, 0.6, 0.5, 0.4), ("ablations", "interval 5"): a_cell(load, 0.45)}
+    assert verdict_of(judge(cells), "interval") == "reproduced"
+    cells = {AGVM_256: a_cell(load, 0.6, 0.5, 0.4), ("ablations", "interval 5"): a_cell(load, 0.39)}
+    assert verdict_of(judge(cells), "interval") == "partly"
+
+
+@pytest.fixture
+def study(load, tmp_path):
+    """Make a study of some steps whose runs score what a function of (recipe, factor, seed, batch size) says."""
+
+    def make(steps, score):
+        asked = []
+
+        class Acted(load("run").Study):
+            def _compare(self, part, recipes, rate, lr_factors, seeds=1):
+                asked.extend((r.name, f, part.batch_size) for r in recipes for f in lr_factors)
+                return [
+                    a_run(score(recipe.name, factor, seed, part.batch_size), seed, recipe.name, factor)
+                    for seed in range(seeds) for recipe in recipes for factor in lr_factors
+                ]  # fmt: skip
+
+        return Acted(steps, Namespace(runs=tmp_path, data_root=DATA, finished_only=False)), asked
+
+    return make
+
+
+def test_ablations_train_at_the_best_rate_of_the_whole_method(load, study):
+    full = load("parts").FULL
+    steps = {name: full[name] for name in ("segmentation at 16", "segmentation at 256", "ablations")}
+    found, asked = study(steps, lambda recipe, factor, seed, size: 0.5 - abs(factor - (0.5 if size == 256 else 3)) / 10)
+    for name in steps:
+        found.do(name)
+    assert found.missing == []
+    assert {factor for recipe, factor, _ in asked if recipe == "anchor: head"} == {0.5}
+
+
+def test_a_recipe_of_which_every_seed_diverged_loses(load):
+    accuracy = load("accuracy_claims")
 
     def cell(*values):
-        return cells.Cell("segmentation", tuple(map(Done, values)), 3 - len(values))
+        return a_cell(load, *values, *[None] * (3 - len(values)))
 
-    plain, aligned = ("segmentation at 256", "plain scaling"), ("segmentation at 256", "AGVM")
     for better, worse, verdict in (
         (cell(0.5, 0.51, 0.52), cell(0.3, 0.31, 0.32), "reproduced"),
         (cell(0.3, 0.31, 0.32), cell(0.5, 0.51, 0.52), "not"),
@@ -263,5 +320,5 @@ def test_a_recipe_of_which_every_seed_diverged_loses(load):
         (cell(0.5), cell(), "reproduced"),
         (cell(), cell(0.5), "not"),
     ):
-        assert verdict_of(accuracy.judge_accuracy({plain: worse, aligned: better}), "agvm-seg-256") == verdict
-    assert accuracy.judge_accuracy({plain: cell(), aligned: cell()}) == []
+        assert verdict_of(accuracy.judge_accuracy({PLAIN_256: worse, AGVM_256: better}), "agvm-seg-256") == verdict
+    assert accuracy.judge_accuracy({PLAIN_256: cell(), AGVM_256: cell()}) == []

@@ -20,6 +20,11 @@ class Cell:
     runs: tuple[Run, ...]
     num_diverged: int = 0
 
+    def alone(self) -> Cell:
+        """Return seed 0 by itself, to be set against what has no other."""
+        runs = tuple(run for run in self.runs if run.seed == 0)
+        return Cell(self.task, runs, int(not runs))
+
     @property
     def values(self) -> list[float]:
         """The metric that counts, one per seed, in points of 100."""

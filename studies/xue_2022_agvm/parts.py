@@ -64,6 +64,7 @@ class Part:
         size: how much.
         tunes_base: whether the rate that is found here is the one of SGD at 16 that all later parts of the task start
             from.
+        factor_of: a step; the factor is the best one of its AGVM, and there is no grid.
         micro_batch_size: samples per forward pass; batch norm sees no more, with AGVM and without.
     """
 
@@ -74,6 +75,7 @@ class Part:
     seeds: int = 3
     lr_factors: Sequence[float] = GRID
     tunes_base: bool = False
+    factor_of: str | None = None
     micro_batch_size: int = 128
 
 
@@ -148,7 +150,7 @@ def _ablations(size: Size) -> Part:
         "moments of 8": {"estimator": "moments", "num_parts": 8},
     }
     recipes = [agvm(size, LARGE, name, **options) for name, options in variants.items()]
-    return Part("segmentation", LARGE, recipes, size, 1, ONE)
+    return Part("segmentation", LARGE, recipes, size, 1, ONE, factor_of="segmentation at 256")
 
 
 def _norms(size: Size) -> Part:

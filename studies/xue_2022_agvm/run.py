@@ -14,14 +14,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # what studies share
 
-from accuracy_claims import judge_accuracy  # noqa: E402
+from accuracy_claims import ALIGNED, judge_accuracy  # noqa: E402
 from causes import change  # noqa: E402
 from cells import Cell, make_cell  # noqa: E402
 from command import is_own_record, keep_finished, read_arguments  # noqa: E402
@@ -89,16 +89,35 @@ class Study:
         if part is None:
             return RATE
         if task not in self.rates:
-            runs = self._compare(part, part.recipes, RATE, part.lr_factors)
-            factor = _best(part, runs)
-            if factor is None or len(runs) < len(part.lr_factors):
+            best = self._best(part, part.recipes[0], RATE)
+            if best is None:
                 return None
-            self.rates[task] = RATE * factor
+            self.rates[task] = RATE * best.lr_factor
         return self.rates[task]
+
+    def best_of(self, name: str) -> Run | None:
+        """Return seed 0 of a step's AGVM at its best rate; None while it is not known."""
+        part = self.steps[name]
+        assert isinstance(part, Part)
+        recipe = next(recipe for recipe in part.recipes if recipe.name == ALIGNED)
+        rate = self.rate_of(part.task)
+        return None if rate is None else self._best(part, recipe, rate)
+
+    def _best(self, part: Part, recipe: Recipe, rate: float) -> Run | None:
+        runs = self._compare(part, [recipe], rate, part.lr_factors)
+        factor = _best(part, runs)
+        if len(runs) < len(part.lr_factors):
+            return None
+        return next((run for run in runs if run.lr_factor == factor), None)
 
     def _train(self, name: str, part: Part, tuned: float) -> bool:
         """Try the grid with one seed and go on with the best rate of each recipe; return whether all is there."""
         start = RATE if part.tunes_base else tuned
+        if part.factor_of is not None:
+            reference = self.best_of(part.factor_of)
+            if reference is None:
+                return False
+            part = replace(part, lr_factors=(reference.lr_factor,))
         tried = self._compare(part, part.recipes, start, part.lr_factors)
         is_there = True
         for recipe in part.recipes:
