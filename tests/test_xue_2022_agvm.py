@@ -261,8 +261,8 @@ def a_run(score=None, seed=0, recipe="AGVM", factor=1.0):
     )  # fmt: skip
 
 
-def a_cell(load, *scores):
-    return load("cells").make_cell("segmentation", [a_run(score, seed) for seed, score in enumerate(scores)])
+def a_cell(load, *scores, **more):
+    return load("cells").make_cell("segmentation", [a_run(score, seed) for seed, score in enumerate(scores)], **more)
 
 
 def test_what_has_one_seed_is_set_against_the_same_seed(load):
@@ -305,6 +305,49 @@ def test_ablations_train_at_the_best_rate_of_the_whole_method(load, study):
         found.do(name)
     assert found.missing == []
     assert {factor for recipe, factor, _ in asked if recipe == "anchor: head"} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried", "at_edge"),
+    [
+        (1.0, (0.5, 1.0, 2.0), False),
+        (4.0, (0.5, 1.0, 2.0, 4.0, 8.0), False),
+        (0.25, (0.125, 0.25, 0.5, 1.0, 2.0), False),
+        (100.0, (0.5, 1.0, 2.0, 4.0, 8.0), True),
+    ],
+)
+def test_a_grid_goes_on_while_its_best_is_at_the_edge(load, study, peak, tried, at_edge):
+    full = load("parts").FULL
+    found, asked = study(
+        {"segmentation at 256": full["segmentation at 256"]}, lambda _, factor, *__: 1 / abs(factor - peak - 0.01)
+    )
+    found.do("segmentation at 256")
+    assert {factor for recipe, factor, _ in asked if recipe == "AGVM"} == set(tried)
+    assert tuple(found.grids[AGVM_256]) == tried
+    assert found.cells[AGVM_256].is_at_edge is at_edge
+    assert found.rates == {}
+
+
+def test_a_grid_of_which_all_diverges_goes_on_downwards(load, study):
+    full = load("parts").FULL
+    found, _ = study(
+        {"segmentation at 16": full["segmentation at 16"]}, lambda _, factor, *__: 0.4 if factor < 0.3 else None
+    )
+    assert found.rate_of("segmentation") == pytest.approx(0.02 * 0.1)
+    found.do("segmentation at 16")
+    assert list(found.grids["segmentation at 16", "SGD"].values()) == [40.0, None, None, None, None]
+
+
+def test_a_rate_at_the_edge_speaks_for_its_recipe(load):
+    judge = load("accuracy_claims").judge_accuracy
+    high, low = (0.5, 0.51, 0.52), (0.3, 0.31, 0.32)
+    for better, worse, verdict in (
+        (a_cell(load, *high), a_cell(load, *low, is_at_edge=True), "partly"),
+        (a_cell(load, *high, is_at_edge=True), a_cell(load, *low), "reproduced"),
+        (a_cell(load, *low, is_at_edge=True), a_cell(load, *high), "partly"),
+        (a_cell(load, *low), a_cell(load, *high, is_at_edge=True), "not"),
+    ):
+        assert verdict_of(judge({PLAIN_256: worse, AGVM_256: better}), "agvm-seg-256") == verdict
 
 
 def test_a_recipe_of_which_every_seed_diverged_loses(load):

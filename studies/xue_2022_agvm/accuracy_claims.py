@@ -102,7 +102,12 @@ def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
     error = welch_error(better.values, worse.values)
     spread = "one seed" if error is None else f"95% interval of the difference {gap - error:+.2f} to {gap + error:+.2f}"
     ours = f"{shown(better.values)} against {shown(worse.values)}: {gap:+.2f} points"
-    return Claim(*about, ours, spread, min(len(better.runs), len(worse.runs)), judge_difference(gap, error))
+    verdict = judge_difference(gap, error)
+    for side, cell, wrongly in (("first", better, "not"), ("second", worse, "reproduced")):
+        if cell.is_at_edge:  # it may be better than it looks
+            spread += f"; the {side}'s best rate is at the edge of those tried"
+            verdict = "partly" if verdict == wrongly else verdict
+    return Claim(*about, ours, spread, min(len(better.runs), len(worse.runs)), verdict)
 
 
 def _insensitive(found: Found) -> list[Claim]:

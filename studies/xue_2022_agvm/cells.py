@@ -14,16 +14,20 @@ from anybatch.train.comparison import Run
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one recipe at one rate: those that finished, and how many diverged."""
+    """The runs of one recipe at one rate: those that finished, and how many diverged.
+
+    The rate may lie at the edge of those that were tried, so that a better one may lie beyond.
+    """
 
     task: str
     runs: tuple[Run, ...]
     num_diverged: int = 0
+    is_at_edge: bool = False
 
     def alone(self) -> Cell:
         """Return seed 0 by itself, to be set against what has no other."""
         runs = tuple(run for run in self.runs if run.seed == 0)
-        return Cell(self.task, runs, int(not runs))
+        return Cell(self.task, runs, int(not runs), self.is_at_edge)
 
     @property
     def values(self) -> list[float]:
@@ -36,6 +40,7 @@ class Cell:
         return {
             "seeds": len(self.runs),
             "diverged": self.num_diverged,
+            "at_edge": self.is_at_edge,
             "values": self.values,
             "mean": statistics.mean(self.values) if self.runs else None,
             "sd": statistics.stdev(self.values) if len(self.runs) > 1 else None,
@@ -48,7 +53,7 @@ class Cell:
         }
 
 
-def make_cell(task: str, runs: Sequence[Run]) -> Cell:
+def make_cell(task: str, runs: Sequence[Run], *, is_at_edge: bool = False) -> Cell:
     """Join the runs of some seeds."""
     done = tuple(run for run in runs if run.status == "done")
-    return Cell(task, done, len(runs) - len(done))
+    return Cell(task, done, len(runs) - len(done), is_at_edge)

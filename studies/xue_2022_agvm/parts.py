@@ -12,7 +12,9 @@ from anybatch import LayerwiseRecipe, ModuleRates, NormRecipe, Recipe
 
 BASE, LARGE, LARGEST = 16, 256, 1024
 PUBLISHED_UPDATES = 1840  # of Faster R-CNN at 1024, where AGVM is measured every 10
-GRID = (0.5, 1.0, 2.0)
+GRID, BEYOND = (0.5, 1.0, 2.0), (0.125, 0.25, 4.0, 8.0)
+BASE_GRID, BEYOND_BASE = (1.0, 3.0, 10.0), (0.1, 0.3, 30.0, 100.0)
+RIVAL_GRID, BEYOND_RIVAL = (0.25, 1.0, 4.0), (1 / 64, 1 / 16, 16.0, 64.0)
 DEFAULT = Measure()
 
 AT_BASE = Recipe("SGD", "the workload's own")
@@ -61,6 +63,7 @@ class Part:
         recipes: tried.
         seeds: at the best rate; seed 0 chooses it.
         lr_factors: the grid.
+        beyond: factors that are tried one by one while the best one is at the edge of those that were.
         size: how much.
         tunes_base: whether the rate that is found here is the one of SGD at 16 that all later parts of the task start
             from.
@@ -74,6 +77,7 @@ class Part:
     size: Size
     seeds: int = 3
     lr_factors: Sequence[float] = GRID
+    beyond: Sequence[float] = BEYOND
     tunes_base: bool = False
     factor_of: str | None = None
     micro_batch_size: int = 128
@@ -124,7 +128,8 @@ def _of_task(
     common = {"size": size, "micro_batch_size": micro_batch_size}
     parts = {}
     if tunes_base:
-        parts[f"{task} at 16"] = Part(task, BASE, [AT_BASE], lr_factors=(1.0, 3.0, 10.0), tunes_base=True, **common)
+        grid = {"lr_factors": BASE_GRID, "beyond": BEYOND_BASE}
+        parts[f"{task} at 16"] = Part(task, BASE, [AT_BASE], **grid, tunes_base=True, **common)
     for batch_size in batch_sizes:
         recipes = [PLAIN, agvm(size, batch_size)]
         parts[f"{task} at {batch_size}"] = Part(task, batch_size, recipes, **common)
@@ -134,7 +139,7 @@ def _of_task(
 def _of_rivals(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
     return {
         f"{task}, LARS and LAMB at {batch_size}": Part(
-            task, batch_size, [LARS, LAMB], size, 1, (0.25, 1.0, 4.0), micro_batch_size=micro_batch_size
+            task, batch_size, [LARS, LAMB], size, 1, RIVAL_GRID, BEYOND_RIVAL, micro_batch_size=micro_batch_size
         )
         for batch_size in batch_sizes
     }
@@ -211,6 +216,7 @@ def smoke(step: Step) -> Step:
             batch_size=SMALLER[step.batch_size],
             seeds=min(step.seeds, 2),
             lr_factors=step.lr_factors[:1],
+            beyond=(),
             micro_batch_size=8,
         )
     if isinstance(step, Followed):

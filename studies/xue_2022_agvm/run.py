@@ -31,6 +31,7 @@ from noise_claims import judge_noise, judge_overhead  # noqa: E402
 from parts import FULL, QUICK, Cause, Followed, Part, Step, smoke  # noqa: E402
 from reporting import claims_section, rewrite_results  # noqa: E402
 from tasks import RATE, make_workload  # noqa: E402
+from tuning import best_factor, is_at_edge, next_factor  # noqa: E402
 from verdicts import Claim, shown  # noqa: E402
 
 import anybatch  # noqa: E402
@@ -89,7 +90,7 @@ class Study:
         if part is None:
             return RATE
         if task not in self.rates:
-            best = self._best(part, part.recipes[0], RATE)
+            best = _best(part, self._tune(part, RATE)[part.recipes[0].name])
             if best is None:
                 return None
             self.rates[task] = RATE * best.lr_factor
@@ -99,16 +100,8 @@ class Study:
         """Return seed 0 of a step's AGVM at its best rate; None while it is not known."""
         part = self.steps[name]
         assert isinstance(part, Part)
-        recipe = next(recipe for recipe in part.recipes if recipe.name == ALIGNED)
         rate = self.rate_of(part.task)
-        return None if rate is None else self._best(part, recipe, rate)
-
-    def _best(self, part: Part, recipe: Recipe, rate: float) -> Run | None:
-        runs = self._compare(part, [recipe], rate, part.lr_factors)
-        factor = _best(part, runs)
-        if len(runs) < len(part.lr_factors):
-            return None
-        return next((run for run in runs if run.lr_factor == factor), None)
+        return None if rate is None else _best(part, self._tune(part, rate)[ALIGNED])
 
     def _train(self, name: str, part: Part, tuned: float) -> bool:
         """Try the grid with one seed and go on with the best rate of each recipe; return whether all is there."""
@@ -118,23 +111,36 @@ class Study:
             if reference is None:
                 return False
             part = replace(part, lr_factors=(reference.lr_factor,))
-        tried = self._compare(part, part.recipes, start, part.lr_factors)
+        tried = self._tune(part, start)
         is_there = True
         for recipe in part.recipes:
-            chosen = [run for run in tried if run.recipe == recipe.name]
-            if len(chosen) < len(part.lr_factors):
+            chosen = tried[recipe.name]
+            if not chosen:
                 is_there = False
                 continue
-            self.grids[name, recipe.name] = _grid(part, chosen)
-            factor = _best(part, chosen)
+            self.grids[name, recipe.name] = scores = _scores(part, chosen)
+            factor = best_factor(scores)
             if factor is not None:
                 chosen = [run for run in chosen if run.lr_factor == factor]
             if factor is not None and part.seeds > 1:
                 chosen = self._compare(part, [recipe], start, [factor], part.seeds)
                 is_there = is_there and len(chosen) == part.seeds
-            self.cells[name, recipe.name] = cell = make_cell(part.task, chosen)
+            self.cells[name, recipe.name] = cell = make_cell(part.task, chosen, is_at_edge=is_at_edge(scores))
             print(f"{name}: {recipe.name}, {cell.to_dict()}", flush=True)
         return is_there
+
+    def _tune(self, part: Part, rate: float) -> dict[str, list[Run]]:
+        """Return seed 0 of each recipe over its grid, with what was tried beyond; none of it while any is missing."""
+        tried = self._compare(part, part.recipes, rate, part.lr_factors)
+        found = {}
+        for recipe in part.recipes:
+            runs = [run for run in tried if run.recipe == recipe.name]
+            is_there = len(runs) == len(part.lr_factors)
+            while is_there and (factor := next_factor(_scores(part, runs), part.beyond)) is not None:
+                more = self._compare(part, [recipe], rate, [factor])
+                is_there, runs = bool(more), [*runs, *more]
+            found[recipe.name] = runs if is_there else []
+        return found
 
     def _compare(
         self, part: Part, recipes: Sequence[Recipe], rate: float, lr_factors: Sequence[float], seeds: int = 1
@@ -201,14 +207,15 @@ def _digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _grid(part: Part, runs: Sequence[Run]) -> dict[float, float | None]:
-    """Return the score of each factor; None where it diverged."""
-    return {run.lr_factor: next(iter(make_cell(part.task, [run]).values), None) for run in runs}
+def _scores(part: Part, runs: Sequence[Run]) -> dict[float, float | None]:
+    """Return the score of each factor, in their order; None where it diverged."""
+    ordered = sorted(runs, key=lambda run: run.lr_factor)
+    return {run.lr_factor: next(iter(make_cell(part.task, [run]).values), None) for run in ordered}
 
 
-def _best(part: Part, runs: Sequence[Run]) -> float | None:
-    scores = {factor: score for factor, score in _grid(part, runs).items() if score is not None}
-    return max(scores, key=lambda factor: scores[factor], default=None)
+def _best(part: Part, runs: Sequence[Run]) -> Run | None:
+    factor = best_factor(_scores(part, runs))
+    return next((run for run in runs if run.lr_factor == factor), None)
 
 
 def _run_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[object, ...]]:
