@@ -108,8 +108,9 @@ def test_agvm_covers_the_share_of_the_training_that_the_paper_s_does(load):
 def test_every_step_has_a_smoke_setting_and_every_claim_its_steps(load):
     parts, accuracy = load("parts"), load("accuracy_claims")
     for step in parts.FULL.values():
-        assert parts.smoke(step).size == parts.SMOKE_SIZE
+        assert isinstance(step, parts.Control) or parts.smoke(step).size == parts.SMOKE_SIZE
     recipes = {(n, r.name) for n, s in parts.FULL.items() if isinstance(s, parts.Part) for r in s.recipes}
+    recipes |= {("controls at 256", name) for name in accuracy.control_scales({"backbone": 1.0})}
     assert {side for claim in accuracy.EXPECTED for side in (claim.better, claim.worse)} <= recipes
     assert {(accuracy.ABLATIONS, name) for name in accuracy.INSENSITIVE} <= recipes
     assert all("proposals" in name or name in parts.FULL for name in parts.QUICK)
@@ -285,7 +286,7 @@ def study(load, tmp_path):
         asked = []
 
         class Acted(load("run").Study):
-            def _compare(self, part, recipes, rate, lr_factors, seeds=1):
+            def _compare(self, part, recipes, rate, lr_factors, seeds=1, scales=None):
                 asked.extend((r.name, f, part.batch_size) for r in recipes for f in lr_factors)
                 return [
                     a_run(score(recipe.name, factor, seed, part.batch_size), seed, recipe.name, factor)
@@ -326,6 +327,45 @@ def test_a_grid_goes_on_while_its_best_is_at_the_edge(load, study, peak, tried, 
     assert tuple(found.grids[AGVM_256]) == tried
     assert found.cells[AGVM_256].is_at_edge is at_edge
     assert found.rates == {}
+
+
+def test_controls_have_the_scales_that_agvm_came_to_and_their_mean(load, study):
+    full = load("parts").FULL
+    names = ("segmentation at 256", "controls at 256")
+    found, _ = study({name: full[name] for name in names}, lambda _, factor, *__: 1 - abs(factor - 0.5))
+    asked, compare = [], found._compare
+
+    def watched(*arguments, scales=None, **more):
+        if scales is not None:
+            asked.append((arguments[1][0].name, arguments[3], scales))
+        return compare(*arguments, **more)
+
+    found._compare = watched
+    for name in names:
+        found.do(name)
+    assert found.missing == []
+    plain = ("plain scaling", [0.5])
+    assert asked == [
+        (*plain, {"backbone": 2.0, "fpn": 2.0, "semantic_head": 2.0}),
+        (*plain, {"backbone": 1.0, "fpn": 1.5, "semantic_head": 3.5}),
+    ]
+    assert {"control-rate", "control-fixed"} <= {
+        claim.id for claim in load("accuracy_claims").judge_accuracy(found.cells)
+    }
+
+
+@needs_data
+def test_modules_at_rates_of_their_own_train_as_agvm_with_these_scales(load):
+    tasks = load("tasks")
+    plain = tasks.make_workload("segmentation", DATA, tasks.Size(4, 2, 1), 0.1)
+    scales = {"backbone": 1.0, "fpn": 1.5, "semantic_head": 2.0}
+    fixed = tasks.at_module_rates(plain, scales)
+    model = fixed.model()
+    optimizer = fixed.optimizer(model)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.15, 0.2])
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9] * 3
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert optimizer.param_groups[2]["params"][0] is next(model.semantic_head.parameters())
 
 
 def test_a_grid_of_which_all_diverges_goes_on_downwards(load, study):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ DET, DET_256 = "detection at 16", "detection at 256"
 SEG_RIVALS_256, SEG_RIVALS_1024 = "segmentation, LARS and LAMB at 256", "segmentation, LARS and LAMB at 1024"
 DET_RIVALS, ABLATIONS, NORMS = "detection, LARS and LAMB at 256", "ablations", "norms at 2"
 SCALED, ALIGNED = "plain scaling", "AGVM"
+CONTROLS, SAME, FIXED = "controls at 256", "the same scale for all modules", "final scales from the start"
 SEMANTIC, FASTER = f"{TABLE}, Semantic FPN", f"{TABLE}, Faster R-CNN"
 EXPECTED = (
     Expected("gap-seg-256", "segmentation: plain scaling loses at 256, of 16", SEMANTIC, "37.5 to 36.7 at 512 of 32",
@@ -53,6 +55,10 @@ EXPECTED = (
              (DET_256, ALIGNED), (DET_RIVALS, "LARS")),
     Expected("lamb-det-256", "detection: AGVM > LAMB at 256", "table of AdamW, Faster R-CNN", "37.2 > 36.2 at 256",
              (DET_256, ALIGNED), (DET_RIVALS, "LAMB")),
+    Expected("control-rate", "AGVM > all modules at the mean of its final scales", "derived here", "none",
+             (SEG_256, ALIGNED), (CONTROLS, SAME)),
+    Expected("control-fixed", "AGVM > its final scales from the first update on", "derived here", "none",
+             (SEG_256, ALIGNED), (CONTROLS, FIXED)),
     Expected("anchor-pyramid", "the backbone is a better anchor than the pyramid", ABLATION, "33.9 > 33.3",
              (SEG_256, ALIGNED), (ABLATIONS, "anchor: pyramid")),
     Expected("anchor-head", "the backbone is a better anchor than the head", ABLATION, "33.9 > 33.1",
@@ -70,6 +76,19 @@ EXPECTED = (
 )  # fmt: skip
 INSENSITIVE = {"interval 5": "5", "as published, 10 and 0.97": "10"}
 Found = Mapping[tuple[str, str], Cell]
+
+
+def control_scales(final: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Return what could explain a gain without any alignment: a larger rate for all, or constants.
+
+    Args:
+        final: module -> the scale that AGVM came to.
+
+    Returns:
+        Control -> scale of each module, to three decimals; the mean is one over modules.
+    """
+    mean = round(statistics.mean(final.values()), 3)
+    return {SAME: dict.fromkeys(final, mean), FIXED: {name: round(scale, 3) for name, scale in final.items()}}
 
 
 def judge_accuracy(found: Found) -> list[Claim]:

@@ -49,8 +49,14 @@ class Cell:
             "updates": first and first.updates,
             "samples": first and first.samples,
             "minutes": statistics.mean(run.seconds for run in self.runs) / 60 if self.runs else None,
-            "scales": first and {key: value for key, value in first.curve[-1].items() if key.startswith("scale/")},
+            "scales": first and final_scales(first),
         }
+
+
+def final_scales(run: Run) -> dict[str, float]:
+    """Return the scales that AGVM came to, by module; none of another recipe."""
+    last = run.curve[-1]
+    return {key.removeprefix("scale/"): value for key, value in last.items() if key.startswith("scale/")}
 
 
 def make_cell(task: str, runs: Sequence[Run], *, is_at_edge: bool = False) -> Cell:

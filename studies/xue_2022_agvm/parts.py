@@ -115,7 +115,18 @@ class Cause:
     measure: Measure = DEFAULT
 
 
-Step = Part | Followed | Cause
+@dataclass(frozen=True)
+class Control:
+    """The final scales of a step's AGVM, at its best rate and without it, of one seed.
+
+    Attributes:
+        of: the step; recipe, sizes and rate are those of its plain scaling.
+    """
+
+    of: str
+
+
+Step = Part | Followed | Cause | Control
 SEGMENTATION = Size(num_train=4096, num_eval=512, epochs=12)
 DETECTION = Size(num_train=2048, num_eval=256, epochs=8)
 ONE = (1.0,)
@@ -190,6 +201,7 @@ def _followed(task: str, size: Size, measure: Measure, num_points: int = 12) -> 
 FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4)),
+    "controls at 256": Control("segmentation at 256"),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
     **_followed("instances", DETECTION, DEFAULT),
@@ -209,6 +221,8 @@ QUICK: dict[str, Step] = {
 
 def smoke(step: Step) -> Step:
     """Return a step that takes seconds."""
+    if isinstance(step, Control):
+        return step
     if isinstance(step, Part):
         return replace(
             step,

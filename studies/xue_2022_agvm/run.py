@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # what studies share
 
-from accuracy_claims import ALIGNED, judge_accuracy  # noqa: E402
+from accuracy_claims import ALIGNED, SCALED, control_scales, judge_accuracy  # noqa: E402
 from causes import change  # noqa: E402
-from cells import Cell, make_cell  # noqa: E402
+from cells import Cell, final_scales, make_cell  # noqa: E402
 from command import is_own_record, keep_finished, read_arguments  # noqa: E402
 from figures import draw  # noqa: E402
 from noise import CPU, Point, follow  # noqa: E402
 from noise_claims import judge_noise, judge_overhead  # noqa: E402
-from parts import FULL, QUICK, Cause, Followed, Part, Step, smoke  # noqa: E402
+from parts import FULL, QUICK, Cause, Control, Followed, Part, Step, smoke  # noqa: E402
 from reporting import claims_section, rewrite_results  # noqa: E402
-from tasks import RATE, make_workload  # noqa: E402
+from tasks import RATE, at_module_rates, make_workload  # noqa: E402
 from tuning import best_factor, is_at_edge, next_factor  # noqa: E402
 from verdicts import Claim, shown  # noqa: E402
 
@@ -71,9 +71,11 @@ class Study:
     def do(self, name: str) -> None:
         """Do one step, or read it."""
         step = self.steps[name]
-        rate = self.rate_of(step.task if isinstance(step, Part | Followed) else "detection")
+        rate = self.rate_of(self.task_of(step))
         if isinstance(step, Part):
             is_there = rate is not None and self._train(name, step, rate)
+        elif isinstance(step, Control):
+            is_there = self._control(name, step)
         else:
             points = None if rate is None else self._measure(step, rate)
             is_there = points is not None
@@ -81,6 +83,12 @@ class Study:
                 self.noise[name] = points
         if not is_there:
             self.missing.append(name)
+
+    def task_of(self, step: Step) -> str:
+        """Return what a step trains."""
+        if isinstance(step, Control):
+            return self.task_of(self.steps[step.of])
+        return "detection" if isinstance(step, Cause) else step.task
 
     def rate_of(self, task: str) -> float | None:
         """Return the rate of SGD at 16 that the task's first part finds; None while it is not known."""
@@ -142,12 +150,36 @@ class Study:
             found[recipe.name] = runs if is_there else []
         return found
 
+    def _control(self, name: str, step: Control) -> bool:
+        """Train plain scaling at the rates that AGVM came to, and at their mean; return whether all is there."""
+        part, best = self.steps[step.of], self.best_of(step.of)
+        rate = self.rate_of(self.task_of(step))
+        if not isinstance(part, Part) or best is None or rate is None:
+            return False
+        recipe = next(recipe for recipe in part.recipes if recipe.name == SCALED)
+        is_there = True
+        for control, scales in control_scales(final_scales(best)).items():
+            runs = self._compare(part, [recipe], rate, [best.lr_factor], scales=scales)
+            is_there = is_there and bool(runs)
+            if runs:
+                self.grids[name, control] = _scores(part, runs)
+                self.cells[name, control] = make_cell(part.task, runs)
+                print(f"{name}: {control}, {scales}, {self.cells[name, control].to_dict()}", flush=True)
+        return is_there
+
     def _compare(
-        self, part: Part, recipes: Sequence[Recipe], rate: float, lr_factors: Sequence[float], seeds: int = 1
+        self,
+        part: Part,
+        recipes: Sequence[Recipe],
+        rate: float,
+        lr_factors: Sequence[float],
+        seeds: int = 1,
+        scales: Mapping[str, float] | None = None,
     ) -> list[Run]:
-        """Return the runs; with --finished-only those that are there."""
+        """Return the runs, at fixed scales of the modules' rates if any; with --finished-only those that are there."""
+        workload = make_workload(part.task, self.arguments.data_root, part.size, rate)
         found = anybatch.compare(
-            make_workload(part.task, self.arguments.data_root, part.size, rate),
+            workload if scales is None else at_module_rates(workload, scales),
             [part.batch_size],
             recipes,
             seeds=seeds,

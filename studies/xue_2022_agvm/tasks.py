@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from anybatch import Workload
-from anybatch.stats import find_predictor_modules
+from anybatch.stats import find_predictor_modules, group_parameters
 from anybatch.workloads import load_workload
 from anybatch.workloads.classification import sgd
 from anybatch.workloads.scene_set import Sample
@@ -110,6 +111,26 @@ def _channels_last(model: nn.Module) -> nn.Module:
 def _collated(samples: list[Sample]) -> Batch:
     images, targets = collate_scenes(samples)
     return images.contiguous(memory_format=torch.channels_last), targets
+
+
+def at_module_rates(workload: Workload, scales: Mapping[str, float]) -> Workload:
+    """Return a workload whose modules have rates of their own from the first update to the last.
+
+    Args:
+        workload: of `make_workload`.
+        scales: module -> factor on its rate.
+
+    Returns:
+        The workload.
+    """
+
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        whole = workload.optimizer(model)
+        modules = group_parameters(model, workload.module_prefixes)
+        groups = [{"params": modules[name], "lr": whole.defaults["lr"] * scale} for name, scale in scales.items()]
+        return type(whole)(groups, **whole.defaults)
+
+    return replace(workload, optimizer=optimizer)
 
 
 # interventions on the cause
