@@ -376,6 +376,18 @@ def test_a_grid_of_which_all_diverges_goes_on_downwards(load, study):
     assert found.rate_of("segmentation") == pytest.approx(0.02 * 0.1)
     found.do("segmentation at 16")
     assert list(found.grids["segmentation at 16", "SGD"].values()) == [40.0, None, None, None, None]
+    found, _ = study({"segmentation at 16": full["segmentation at 16"]}, lambda *_: None)
+    assert found.rate_of("segmentation") is None
+
+
+def test_a_recipe_that_diverges_at_every_rate_does_so_with_every_seed(load, study):
+    full = load("parts").FULL
+    found, _ = study(
+        {"segmentation at 256": full["segmentation at 256"]}, lambda recipe, *_: None if recipe == "AGVM" else 0.5
+    )
+    found.do("segmentation at 256")
+    assert (found.cells[AGVM_256].num_diverged, len(found.cells[AGVM_256].runs)) == (3, 3)
+    assert verdict_of(load("accuracy_claims").judge_accuracy(found.cells), "agvm-seg-256") == "partly"  # at the edge
 
 
 def test_a_rate_at_the_edge_speaks_for_its_recipe(load):
@@ -399,9 +411,24 @@ def test_a_recipe_of_which_every_seed_diverged_loses(load):
     for better, worse, verdict in (
         (cell(0.5, 0.51, 0.52), cell(0.3, 0.31, 0.32), "reproduced"),
         (cell(0.3, 0.31, 0.32), cell(0.5, 0.51, 0.52), "not"),
-        (cell(0.5, 0.4), cell(0.39, 0.5), "partly"),
-        (cell(0.5), cell(), "reproduced"),
-        (cell(), cell(0.5), "not"),
+        (a_cell(load, 0.5, 0.4), a_cell(load, 0.39, 0.5), "partly"),
+        (cell(0.5, 0.51, 0.5), cell(), "reproduced"),
+        (cell(), cell(0.5, 0.51, 0.5), "not"),
+        (a_cell(load, None), a_cell(load, 0.5), "not"),
+        (a_cell(load, 0.5), a_cell(load, None), "partly"),
     ):
         assert verdict_of(accuracy.judge_accuracy({PLAIN_256: worse, AGVM_256: better}), "agvm-seg-256") == verdict
     assert accuracy.judge_accuracy({PLAIN_256: cell(), AGVM_256: cell()}) == []
+
+
+def test_a_seed_that_diverged_counts_as_chance_and_is_told(load):
+    judge = load("accuracy_claims").judge_accuracy
+    claims = judge({AGVM_256: a_cell(load, 0.50, 0.505, 0.51), PLAIN_256: a_cell(load, None, 0.52, None)})
+    (claim,) = (claim for claim in claims if claim.id == "agvm-seg-256")
+    assert claim.verdict == "partly"
+    assert "against 22.33" in claim.ours  # 52 and twice 7.5
+    assert "2 of 3 seeds diverged" in claim.ours
+    assert claim.seeds == 3
+    (claim,) = judge({AGVM_256: a_cell(load, 0.5, 0.51), ("ablations", "interval 5"): a_cell(load, None)})
+    assert claim.verdict == "not"
+    assert "1 of 1 seeds diverged" in claim.ours

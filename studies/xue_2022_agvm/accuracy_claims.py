@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from cells import Cell
-from verdicts import Claim, judge_difference, shown, welch_error
+from verdicts import Claim, judge_difference, welch_error
 
 TABLE, ABLATION, KALMAN = "table of SGD", "ablations", "Wang et al. 2018, detection at 2 images per GPU"
 
@@ -105,22 +105,19 @@ def judge_accuracy(found: Found) -> list[Claim]:
         better, worse = found.get(expected.better), found.get(expected.worse)
         if better is None or worse is None:
             continue
-        if min(len(cell.runs) + cell.num_diverged for cell in (better, worse)) == 1:
+        if min(len(cell.runs) for cell in (better, worse)) == 1:
             better, worse = better.alone(), worse.alone()
-        if better.runs or worse.runs:
+        if better.finished or worse.finished:
             claims.append(_judged(expected, better, worse))
     return [*claims, *_insensitive(found)]
 
 
 def _judged(expected: Expected, better: Cell, worse: Cell) -> Claim:
     about = (expected.id, expected.statement, expected.source, expected.paper)
-    if not better.runs or not worse.runs:
-        lost = "the first" if not better.runs else "the second"
-        return Claim(*about, f"{lost} diverged", "every seed", 1, "not" if not better.runs else "reproduced")
     gap = sum(better.values) / len(better.values) - sum(worse.values) / len(worse.values)
     error = welch_error(better.values, worse.values)
     spread = "one seed" if error is None else f"95% interval of the difference {gap - error:+.2f} to {gap + error:+.2f}"
-    ours = f"{shown(better.values)} against {shown(worse.values)}: {gap:+.2f} points"
+    ours = f"{better} against {worse}: {gap:+.2f} points"
     verdict = judge_difference(gap, error)
     for side, cell, wrongly in (("first", better, "not"), ("second", worse, "reproduced")):
         if cell.is_at_edge:  # it may be better than it looks
@@ -133,22 +130,20 @@ def _insensitive(found: Found) -> list[Claim]:
     """Say whether interval and momentum hardly matter: of seed 0, within the range of the seeds."""
     base = found.get((SEG_256, ALIGNED))
     others = {name: found[ABLATIONS, name] for name in INSENSITIVE if (ABLATIONS, name) in found}
-    if base is None or not others or not all(cell.runs for cell in (base, *others.values())):
+    if base is None or not others or not base.finished:
         return []
     means = {name: cell.values[0] for name, cell in others.items()}
     alone = base.alone()
-    if not alone.runs:
-        return []
     spread = max(base.values) - min(base.values)
     worst = max(abs(value - alone.values[0]) for value in means.values())
-    ours = ", ".join(f"{name}: {value:.2f}" for name, value in means.items())
+    ours = ", ".join(f"{name}: {cell}" for name, cell in others.items())
     return [
         Claim(
             "interval",
             "interval and momentum hardly matter",
             ABLATION,
             "37.5 to 37.6 from 5 and 0.95 to 20 and 0.98",
-            f"{shown(base.values)}; {ours}",
+            f"{base}; {ours}",
             f"range over seeds {spread:.2f}, furthest variant {worst:.2f} from seed 0, {alone.values[0]:.2f}",
             1,
             "reproduced" if worst <= spread else "partly" if worst <= 2 * spread else "not",

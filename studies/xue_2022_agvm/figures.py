@@ -45,7 +45,7 @@ def draw(found: Found, noise: Noise, folder: Path) -> None:
 def _draw_accuracy(axis: Any, found: Found, task: str) -> None:
     for recipe in ("plain scaling", "AGVM"):
         keys = {size: (step, "SGD" if size == 16 else recipe) for size, step in STEPS[task].items()}
-        known = {size: found[key].values for size, key in keys.items() if key in found and found[key].runs}
+        known = {size: found[key].values for size, key in keys.items() if key in found}
         if known:
             means = [statistics.mean(values) for values in known.values()]
             sds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]

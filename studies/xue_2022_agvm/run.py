@@ -127,10 +127,9 @@ class Study:
                 is_there = False
                 continue
             self.grids[name, recipe.name] = scores = _scores(part, chosen)
-            factor = best_factor(scores)
-            if factor is not None:
-                chosen = [run for run in chosen if run.lr_factor == factor]
-            if factor is not None and part.seeds > 1:
+            factor = best_factor(scores) or min(scores)
+            chosen = [run for run in chosen if run.lr_factor == factor]
+            if part.seeds > 1:
                 chosen = self._compare(part, [recipe], start, [factor], part.seeds)
                 is_there = is_there and len(chosen) == part.seeds
             self.cells[name, recipe.name] = cell = make_cell(part.task, chosen, is_at_edge=is_at_edge(scores))
@@ -242,7 +241,7 @@ def _digest(config: dict[str, Any]) -> str:
 def _scores(part: Part, runs: Sequence[Run]) -> dict[float, float | None]:
     """Return the score of each factor, in their order; None where it diverged."""
     ordered = sorted(runs, key=lambda run: run.lr_factor)
-    return {run.lr_factor: next(iter(make_cell(part.task, [run]).values), None) for run in ordered}
+    return {run.lr_factor: make_cell(part.task, [run]).values[0] if run.status == "done" else None for run in ordered}
 
 
 def _best(part: Part, runs: Sequence[Run]) -> Run | None:
@@ -254,7 +253,7 @@ def _run_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[object, ...]]:
     """Return the rows of the README's table of runs."""
     found = []
     for row in rows:
-        mean = shown(row["values"]) if row["values"] else "diverged"
+        mean = "diverged" if row["diverged"] == row["seeds"] else shown(row["values"])
         rate = "" if row["lr"] is None else f"{row['lr']:.3g}"
         scores = {factor: "diverged" if score is None else f"{score:.2f}" for factor, score in row["grid"].items()}
         grid = ", ".join(f"×{factor:g}: {score}" for factor, score in scores.items())
