@@ -234,6 +234,30 @@ def test_curves_as_published_are_reproduced_and_their_opposite_is_not(load):
         assert verdict_of(found, f"{name}-segmentation") == "not", name
 
 
+def test_predicted_scales_are_judged_where_they_are_not_clamped(load):
+    judge = load("noise_claims").judge_noise
+
+    def judged(predicted, measured):
+        points = [
+            point(
+                8,
+                large={"backbone": 0.9, **measured},
+                predicted={"backbone": 0.9, **predicted},
+                small={"backbone": 1.0},
+            )
+        ]
+        return [
+            c for c in judge({"noise of segmentation, plain scaling at 256": points}) if c.id.startswith("predicted")
+        ]
+
+    assert judged({"fpn": 0.07}, {"fpn": 0.01}) == []
+    (claim,) = judged({"fpn": 0.07, "semantic_head": 0.5}, {"fpn": 0.01, "semantic_head": 0.5})
+    assert claim.verdict == "reproduced"
+    assert claim.spread.startswith("1 scales, 1 more left out")
+    (claim,) = judged({"fpn": 0.2}, {"fpn": 0.01})  # 2.1 for 9.5, of which AGVM would make 3.2
+    assert claim.verdict == "not"
+
+
 def test_proposals_must_quieten_the_head_steadily_and_it_alone(load):
     judge = load("noise_claims").judge_noise
 
