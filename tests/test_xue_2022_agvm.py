@@ -124,6 +124,24 @@ def test_what_is_cheap_to_know_comes_before_what_takes_long(load):
     )
 
 
+def test_both_estimators_see_batch_norm_over_as_many_images(load):
+    parts = load("parts")
+    part = parts.FULL["estimators at 256"]
+    assert {recipe.agvm.estimator for recipe in part.recipes} == {"cosine", "moments"}
+    assert all(part.batch_size // recipe.agvm.num_parts >= part.micro_batch_size for recipe in part.recipes)
+    for part in parts.FULL.values():
+        if isinstance(part, parts.Part):
+            assert all(part.batch_size // recipe.agvm.num_parts >= part.micro_batch_size
+                       for recipe in part.recipes if getattr(recipe, "agvm", None))  # fmt: skip
+
+
+def test_followed_trainings_have_the_micro_batches_of_the_others(load):
+    parts = load("parts")
+    for task, like in (("segmentation", "segmentation"), ("instances", "detection")):
+        runs = [step.run for step in parts.FULL.values() if isinstance(step, parts.Followed) and step.task == task]
+        assert {run.micro_batch_size for run in runs} == {parts.FULL[f"{like} at 256"].micro_batch_size}
+
+
 # what is measured
 
 

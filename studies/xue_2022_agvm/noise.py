@@ -56,6 +56,7 @@ class NoiseRun:
         epochs: at the workload's base batch.
         num_points: measurements, equally spaced, beside one before the first step.
         measure: how much.
+        micro_batch_size: samples per forward pass of the training.
         lr_factor: on the recipe's rate.
         seed: of everything.
     """
@@ -65,6 +66,7 @@ class NoiseRun:
     epochs: float
     num_points: int
     measure: Measure
+    micro_batch_size: int = 128
     lr_factor: float = 1.0
     seed: int = 0
 
@@ -92,7 +94,14 @@ def follow(workload: Workload, run: NoiseRun, folder: RunFolder) -> list[Point]:
         points = state["record"]
     last = round(run.epochs * workload.num_samples / run.batch_size)
     measured_at = {0, *evenly_spaced(last, run.num_points)}
-    steps = train(workload, CPU, training, batch_size=run.batch_size, micro_batch_size=128, seed=run.seed)
+    steps = train(
+        workload,
+        CPU,
+        training,
+        batch_size=run.batch_size,
+        micro_batch_size=run.micro_batch_size,
+        seed=run.seed,
+    )
     lr = _rate(training)  # of the update before a point
     while True:
         is_measured = bool(points) and points[-1]["updates"] == training.num_steps

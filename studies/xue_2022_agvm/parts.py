@@ -163,10 +163,15 @@ def _ablations(size: Size) -> Part:
         "no moving average": {"momentum": 0.0},
         "interval 5": {"interval": 5, "momentum": 0.85},
         "as published, 10 and 0.97": {"interval": 10, "momentum": 0.97},
-        "moments of 8": {"estimator": "moments", "num_parts": 8},
     }
     recipes = [agvm(size, LARGE, name, **options) for name, options in variants.items()]
     return Part("segmentation", LARGE, recipes, size, 1, ONE, factor_of="segmentation at 256")
+
+
+def _estimators(size: Size) -> Part:
+    """Return both estimators on the same micro-batches: eighths, so that batch norm sees 32 images with either."""
+    recipes = [agvm(size, LARGE, "cosine of 2"), agvm(size, LARGE, "moments of 8", estimator="moments", num_parts=8)]
+    return Part("segmentation", LARGE, recipes, size, 1, ONE, factor_of="segmentation at 256", micro_batch_size=32)
 
 
 def _norms(size: Size) -> Part:
@@ -185,14 +190,15 @@ SMALLER = {2: 2, BASE: 8, 64: 16, LARGE: 16, LARGEST: 32}
 VARIANTS = ("proposals", "shared head", "head per level", "no pyramid")
 
 
-def _followed(task: str, size: Size, measure: Measure, num_points: int = 12) -> dict[str, Step]:
+def _followed(task: str, size: Size, measure: Measure, micro_batch_size: int, num_points: int = 12) -> dict[str, Step]:
     runs = {
         "SGD at 16": (BASE, AT_BASE),
         "plain scaling at 256": (LARGE, PLAIN),
         "AGVM at 256": (LARGE, agvm(size, LARGE)),
     }
+    more = (size.epochs, num_points, measure, micro_batch_size)
     return {
-        f"noise of {task}, {name}": Followed(task, NoiseRun(batch_size, recipe, size.epochs, num_points, measure), size)
+        f"noise of {task}, {name}": Followed(task, NoiseRun(batch_size, recipe, *more), size)
         for name, (batch_size, recipe) in runs.items()
     }
 
@@ -200,13 +206,14 @@ def _followed(task: str, size: Size, measure: Measure, num_points: int = 12) -> 
 # in the order of their worth, so that an early end leaves whole claims
 FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
-    **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4)),
+    **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128),
     "controls at 256": Control("segmentation at 256"),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
-    **_followed("instances", DETECTION, DEFAULT),
+    **_followed("instances", DETECTION, DEFAULT, 64),
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),
+    "estimators at 256": _estimators(SEGMENTATION),
     **_of_rivals("segmentation", SEGMENTATION, (LARGE, LARGEST), 128),
     "norms at 2": _norms(replace(SEGMENTATION, epochs=4)),
     **_of_rivals("detection", DETECTION, (LARGE,), 64),
@@ -214,7 +221,7 @@ FULL: dict[str, Step] = {
 QUICK: dict[str, Step] = {
     "segmentation at 16": Part("segmentation", BASE, [AT_BASE], QUICK_SIZE, lr_factors=(3.0,), tunes_base=True),
     "segmentation at 256": Part("segmentation", LARGE, [PLAIN, agvm(QUICK_SIZE, LARGE)], QUICK_SIZE, lr_factors=ONE),
-    **_followed("segmentation", QUICK_SIZE, QUICK_MEASURE, 4),
+    **_followed("segmentation", QUICK_SIZE, QUICK_MEASURE, 128, 4),
     "cause: proposals": Cause("proposals", Size(512, 64, 2), measure=replace(QUICK_MEASURE, num_normalized=0)),
 }
 
