@@ -62,6 +62,15 @@ def welch_error(first: Sequence[float], second: Sequence[float]) -> float | None
     return float(t.ppf(0.975, freedom)) * math.sqrt(sum(parts))
 
 
+def mean_error(values: Sequence[float]) -> float | None:
+    """Return half the width of the 95% interval of a mean; None of one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
 def shown(values: Sequence[float]) -> str:
     """Return the mean of figures, with their standard deviation where there are several."""
     mean = f"{statistics.mean(values):.2f}"

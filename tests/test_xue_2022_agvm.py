@@ -213,8 +213,8 @@ def verdict_of(claims, id_):
 
 
 def followed(task, **columns):
-    """Points whose large batch goes with the time, so that a drop at update 8 lies between points 2 and 3."""
-    rates = [0.001, 0.1, 0.1, 0.01]
+    """Points along a warm-up, which ends before point 2, three at the full rate, and one after a drop."""
+    rates = [0.001, 0.05, 0.1, 0.1, 0.1, 0.01]
     return {
         f"noise of {task}, {name}": [
             point(
@@ -228,8 +228,12 @@ def followed(task, **columns):
 
 def test_curves_as_published_are_reproduced_and_their_opposite_is_not(load):
     claims = load("noise_claims")
-    small = {"backbone": [0.9] * 4, "fpn": [0.85] * 4, "semantic_head": [0.8] * 4}
-    large = {"backbone": [0.1, 0.9, 0.9, 0.9], "fpn": [0.05, 0.5, 0.5, 0.8], "semantic_head": [0.01, 0.3, 0.3, 0.9]}
+    small = {"backbone": [0.9] * 6, "fpn": [0.85] * 6, "semantic_head": [0.8] * 6}
+    large = {
+        "backbone": [0.1, 0.95, 0.8, 0.9, 0.9, 0.9],
+        "fpn": [0.05, 0.6, 0.4, 0.5, 0.5, 0.8],
+        "semantic_head": [0.01, 0.4, 0.2, 0.3, 0.3, 0.9],
+    }
     noise = followed("segmentation", **{"SGD at 16": (small, large), "plain scaling at 256": (small, large)})
     for points in noise.values():
         for each in points:
@@ -250,6 +254,73 @@ def test_curves_as_published_are_reproduced_and_their_opposite_is_not(load):
     found = claims.judge_noise(noise)
     for name in ("aligned-small", "apart-large", "order", "drop", "predicted"):
         assert verdict_of(found, f"{name}-segmentation") == "not", name
+
+
+def at_full_rate(**modules):
+    """Points of equal rate, whose large batch has these fractions."""
+    number = len(next(iter(modules.values())))
+    return [point(8 + i, large={name: values[i] for name, values in modules.items()}) for i in range(number)]
+
+
+def test_an_order_within_the_scatter_of_the_points_is_not_reproduced(load):
+    claims = load("noise_claims")
+
+    def verdict(**heads):
+        return claims._ordered("t", at_full_rate(backbone=[0.9, 0.8, 0.9, 0.8], **heads)).verdict
+
+    assert verdict(fpn=[0.4, 0.5, 0.4, 0.5], semantic_head=[0.2, 0.3, 0.2, 0.3]) == "reproduced"
+    assert verdict(fpn=[0.4, 0.5, 0.4, 0.5], semantic_head=[0.6, 0.2, 0.6, 0.3]) == "partly"
+    assert verdict(fpn=[0.95, 0.96, 0.95, 0.94], semantic_head=[0.99, 1.0, 1.0, 0.99]) == "not"
+
+
+def test_without_a_drop_of_the_rate_nothing_is_said_of_drops(load):
+    assert load("noise_claims")._dropped("t", at_full_rate(backbone=[0.9, 0.9], fpn=[0.5, 0.6])) == []
+
+
+def test_fractions_that_do_not_dip_at_the_peak_of_the_rate_are_half_of_the_claim(load):
+    def verdict(fractions):
+        rates = (0.001, 0.05, 0.1, 0.1, 0.1)
+        points = [
+            point(4 * i, lr, large={"backbone": s}) for i, (lr, s) in enumerate(zip(rates, fractions, strict=True))
+        ]
+        return load("noise_claims")._warmed("t", points).verdict
+
+    assert verdict((0.05, 0.6, 0.5, 0.8, 0.8)) == "reproduced"
+    assert verdict((0.05, 0.4, 0.5, 0.8, 0.8)) == "partly"
+    assert verdict((0.9, 0.8, 0.8, 0.8, 0.7)) == "not"
+
+
+def test_agvm_moves_modules_closer_only_where_their_fractions_themselves_are(load):
+    claims = load("noise_claims")
+    apart = at_full_rate(backbone=[0.9, 0.9, 0.9], fpn=[0.4, 0.5, 0.45])
+
+    def verdict(fpn):
+        aligned = at_full_rate(backbone=[0.9] * 3, fpn=fpn)
+        for each in aligned:  # as AGVM has it, all equal
+            each["scales"] = {"backbone": 1.0, "fpn": (0.9 / each["large"]["fpn"]) ** 0.5}
+        return claims._closer("t", apart, aligned).verdict
+
+    assert verdict([0.7, 0.75, 0.7]) == "reproduced"
+    assert verdict([0.5, 0.4, 0.46]) == "partly"
+    assert verdict([0.2, 0.3, 0.2]) == "not"
+
+
+def test_the_cause_in_the_pyramid_must_exceed_the_scatter_of_the_points(load):
+    def verdict(per_level, none):
+        heads = {"shared head": [0.3, 0.35, 0.3], "head per level": per_level, "no pyramid": none}
+        noise = {f"cause: {name}": at_full_rate(backbone=[1.0] * 3, head=head) for name, head in heads.items()}
+        return verdict_of(load("noise_claims").judge_noise(noise), "pyramid")
+
+    assert verdict([0.6, 0.65, 0.7], [0.5, 0.55, 0.5]) == "reproduced"
+    assert verdict([0.6, 0.65, 0.7], [0.2, 0.6, 0.3]) == "partly"
+    assert verdict([0.1, 0.15, 0.1], [0.2, 0.1, 0.15]) == "not"
+
+
+def test_causes_are_measured_at_several_points_before_the_rate_drops(load):
+    parts = load("parts")
+    for name in ("shared head", "head per level", "no pyramid"):
+        cause = parts.FULL[f"cause: {name}"]
+        assert sum(1 / 4 <= index / cause.num_points < 2 / 3 for index in range(cause.num_points)) >= 4
 
 
 def test_predicted_scales_are_judged_where_they_are_not_clamped(load):

@@ -36,7 +36,9 @@ def change(cause: Cause, root: Path, rate: float, folder: RunFolder) -> list[Poi
     if cause.variant == "proposals":
         return _with_proposals(make_workload("detection", root, cause.size, rate), cause)
     workload = one_stage(root, cause.size, cause.variant, rate)
-    return follow(workload, NoiseRun(cause.batch_size, AT_BASE, cause.size.epochs, 2, cause.measure), folder)
+    return follow(
+        workload, NoiseRun(cause.batch_size, AT_BASE, cause.size.epochs, cause.num_points, cause.measure), folder
+    )
 
 
 def _with_proposals(workload: Workload, cause: Cause) -> list[Point]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from verdicts import Claim
+from verdicts import Claim, judge_difference, mean_error, shown, welch_error
 
 Point = dict[str, Any]
 Noise = Mapping[str, Sequence[Point]]
@@ -36,8 +36,8 @@ def judge_noise(noise: Noise) -> list[Claim]:
         if small:
             claims.append(_aligned_small(task, small))
         if large:
-            claims += [_apart_large(task, large), _ordered(task, large), _dropped(task, large), _warmed(task, large)]
-            claims += [*_predicted(task, large), *_normalized(task, large)]
+            claims += [_apart_large(task, large), _ordered(task, large), _warmed(task, large)]
+            claims += [*_dropped(task, large), *_predicted(task, large), *_normalized(task, large)]
         if large and aligned:
             claims.append(_closer(task, large, aligned))
     return [*claims, *_proposals(noise), *_pyramid(noise)]
@@ -61,6 +61,11 @@ def spread_of(fractions: Mapping[str, float | None]) -> float:
     """Return the largest less the smallest."""
     known = [value for value in fractions.values() if value is not None]
     return max(known) - min(known)
+
+
+def joined(verdicts: Sequence[str]) -> str:
+    """Return "reproduced" where all are, "not" where none is even in part, else "partly"."""
+    return verdicts[0] if len(set(verdicts)) == 1 else "partly"
 
 
 def _listed(fractions: Mapping[str, float]) -> str:
@@ -101,56 +106,74 @@ def _apart_large(task: str, points: Sequence[Point]) -> Claim:
 
 
 def _ordered(task: str, points: Sequence[Point]) -> Claim:
+    """Judge each module against the next by the 95% interval of their difference over the points."""
     fractions = mean_of(middle(points), "large")
     expected = sorted(fractions, key=ORDER.index)
     found = sorted(fractions, key=lambda name: -fractions[name])
+    pairs = list(pairwise(expected))
+    gaps = [[point["large"][one] - point["large"][next_] for point in middle(points)] for one, next_ in pairs]
+    verdicts = [judge_difference(statistics.mean(gap), mean_error(gap)) for gap in gaps]
+    clear = [f"{one} > {next_}" for (one, next_), v in zip(pairs, verdicts, strict=True) if v == "reproduced"]
     return Claim(
         f"order-{task}",
         f"{task}: the noise falls from the backbone over the pyramid to the heads",
         FIGURE,
         " > ".join(expected),
         f"{' > '.join(found)} ({_listed(fractions)})",
-        f"mean of {len(middle(points))} points",
+        f"mean of {len(middle(points))} points of one run; beyond their scatter: {', '.join(clear) or 'none'}",
         1,
-        "reproduced" if found == expected else "partly" if found[0] == "backbone" else "not",
+        joined(verdicts),
     )
 
 
-def _dropped(task: str, points: Sequence[Point]) -> Claim:
+def _dropped(task: str, points: Sequence[Point]) -> list[Claim]:
     """Compare the points on both sides of each drop of the rate."""
     drops = [(before, after) for before, after in pairwise(points[1:]) if after["lr"] < 0.5 * before["lr"]]
-    names = mean_of(points, "large")
+    if not drops:
+        return []
     jumps = {
-        name: statistics.mean(after["large"][name] - before["large"][name] for before, after in drops) if drops else 0.0
-        for name in names
+        name: statistics.mean(after["large"][name] - before["large"][name] for before, after in drops)
+        for name in mean_of(points, "large")
     }
     others = [jump for name, jump in jumps.items() if name != "backbone"]
     up = [jump > 0 and jump > abs(jumps["backbone"]) for jump in others]
-    return Claim(
-        f"drop-{task}",
-        f"{task}: at each drop of the rate all but the backbone jump up",
-        FIGURE,
-        "heads to 0.85 to 1, backbone hardly",
-        "change of the fraction: " + ", ".join(f"{name} {jump:+.2f}" for name, jump in jumps.items()),
-        f"{len(drops)} drops, one run",
-        1,
-        "reproduced" if drops and all(up) else "partly" if any(up) else "not",
-    )
+    return [
+        Claim(
+            f"drop-{task}",
+            f"{task}: at each drop of the rate all but the backbone jump up",
+            FIGURE,
+            "heads to 0.85 to 1, backbone hardly",
+            "change of the fraction: " + ", ".join(f"{name} {jump:+.2f}" for name, jump in jumps.items()),
+            f"{len(drops)} drops, one run",
+            1,
+            "reproduced" if all(up) else "partly" if any(up) else "not",
+        )
+    ]
 
 
 def _warmed(task: str, points: Sequence[Point]) -> Claim:
+    """Follow the modules from the first update over the peak of the rate into the middle."""
+    top = max(point["lr"] for point in points)
+    at_peak = next(index for index, point in enumerate(points) if point["lr"] > 0.99 * top)
     first, later = mean_of(points[:1], "large"), mean_of(middle(points), "large")
-    rises = [later[name] > first[name] for name in later if name in first]
+    before, peak = mean_of(points[max(at_peak - 1, 0) :][:1], "large"), mean_of(points[at_peak:][:1], "large")
+    rises = [later[name] > first[name] for name in later.keys() & first.keys()]
+    dips = [peak[name] < min(before[name], later[name]) for name in later.keys() & before.keys() & peak.keys()]
+    told = (("before the first update", first), ("before the peak", before), ("at it", peak), ("later", later))
     return Claim(
         f"warmup-{task}",
-        f"{task}: noise fractions start near 0 and rise",
+        f"{task}: noise fractions start near 0, rise, and dip when the rate peaks",
         FIGURE,
-        "from near 0 during warm-up",
-        f"before the first update {_listed(first)}; later {_listed(later)}",
-        "one run",
+        "from near 0 during warm-up; a dip when the rate peaks",
+        "; ".join(f"{when} {_listed(fractions)}" for when, fractions in told),
+        f"one run; {sum(rises)} of {len(rises)} modules rise, {sum(dips)} of {len(dips)} dip",
         1,
-        "reproduced" if all(rises) and max(first.values()) < 0.2 else "partly" if any(rises) else "not",
+        joined([_judged(max(first.values()) < 0.2), _judged(all(rises), any(rises)), _judged(all(dips), any(dips))]),
     )
+
+
+def _judged(holds: bool, in_part: bool = False) -> str:
+    return "reproduced" if holds else "partly" if in_part else "not"
 
 
 def _predicted(task: str, points: Sequence[Point]) -> list[Claim]:
@@ -214,9 +237,13 @@ def _normalized(task: str, points: Sequence[Point]) -> list[Claim]:
 
 
 def _closer(task: str, plain: Sequence[Point], aligned: Sequence[Point]) -> Claim:
-    """Compare the spread over modules of (scale^2 x fraction), which AGVM makes equal, and of the fraction itself."""
-    without = statistics.mean(spread_of(point["large"]) for point in middle(plain))
-    bare = statistics.mean(spread_of(point["large"]) for point in middle(aligned))
+    """Compare the spread of fractions over modules, point by point.
+
+    That of (scale^2 x fraction) is told beside it: AGVM makes those equal by its construction.
+    """
+    pairs = list(zip(middle(plain), middle(aligned), strict=True))
+    gains = [spread_of(one["large"]) - spread_of(other["large"]) for one, other in pairs]
+    without, bare = (statistics.mean(spread_of(pair[side]["large"]) for pair in pairs) for side in (0, 1))
     scaled = statistics.mean(
         spread_of({name: s and s * point["scales"][name] ** 2 for name, s in point["large"].items()})
         for point in middle(aligned)
@@ -226,11 +253,16 @@ def _closer(task: str, plain: Sequence[Point], aligned: Sequence[Point]) -> Clai
         f"{task}: with AGVM the modules move closer",
         "Figure 5",
         "closer at large batches",
-        f"spread {scaled:.2f} of scale^2 x fraction and {bare:.2f} of the fraction, without AGVM {without:.2f}",
-        "one run each",
+        f"spread of the fractions {bare:.2f}, without AGVM {without:.2f}; of scale^2 x fraction {scaled:.2f}",
+        f"{_interval(gains)} over {len(gains)} points of one run each",
         1,
-        "reproduced" if scaled < without and bare < without else "partly" if scaled < without else "not",
+        judge_difference(statistics.mean(gains), mean_error(gains)),
     )
+
+
+def _interval(differences: Sequence[float]) -> str:
+    mean, error = statistics.mean(differences), mean_error(differences)
+    return f"{mean:+.2f}" if error is None else f"difference {mean - error:+.2f} to {mean + error:+.2f}"
 
 
 def _proposals(noise: Noise) -> list[Claim]:
@@ -262,13 +294,16 @@ def _pyramid(noise: Noise) -> list[Claim]:
     variants = {name: noise.get(f"cause: {name}") for name in ("shared head", "head per level", "no pyramid")}
     if not all(variants.values()):
         return []
-    ratios = []
-    for points in variants.values():
-        assert points
-        fractions = mean_of(middle(points), "large")
-        ratios.append(fractions["head"] / fractions["backbone"])
-    rises = [ratios[1] > ratios[0], ratios[2] > ratios[0]]
-    listed = ", ".join(f"{name} {ratio:.2f}" for name, ratio in zip(variants, ratios, strict=True))
+    ratios = {
+        name: [point["large"]["head"] / point["large"]["backbone"] for point in middle(points or [])]
+        for name, points in variants.items()
+    }
+    means = {name: statistics.mean(values) for name, values in ratios.items()}
+    shared, *others = ratios
+    verdicts = [
+        judge_difference(means[name] - means[shared], welch_error(ratios[name], ratios[shared])) for name in others
+    ]
+    listed = ", ".join(f"{name} {shown(values)}" for name, values in ratios.items())
     return [
         Claim(
             "pyramid",
@@ -276,9 +311,9 @@ def _pyramid(noise: Noise) -> list[Claim]:
             "appendix, RetinaNet",
             "curves move together step by step",
             f"head over backbone: {listed}",
-            "one run each",
+            f"{len(ratios[shared])} points of one run each",
             1,
-            "reproduced" if all(rises) else "partly" if any(rises) else "not",
+            joined(verdicts),
         )
     ]
 

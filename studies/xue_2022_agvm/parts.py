@@ -107,12 +107,14 @@ class Cause:
         size: of the training before it, or of the changed model.
         batch_size: its batch size.
         measure: how much.
+        num_points: of RetinaNet, measurements on the way; every second or so lies where the rate is at its top.
     """
 
     variant: str
     size: Size
     batch_size: int = 64
     measure: Measure = DEFAULT
+    num_points: int = 8
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _followed(task: str, size: Size, measure: Measure, micro_batch_size: int, nu
 # in the order of their worth, so that an early end leaves whole claims
 FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
-    **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128),
+    **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128, 24),
     "controls at 256": Control("segmentation at 256"),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
@@ -244,4 +246,4 @@ def smoke(step: Step) -> Step:
         measure = Measure(32, 32, 1, min(1, step.run.measure.num_normalized))
         run = replace(step.run, batch_size=SMALLER[step.run.batch_size], epochs=0.5, num_points=2, measure=measure)
         return replace(step, size=SMOKE_SIZE, run=run)
-    return replace(step, size=SMOKE_SIZE, batch_size=SMALLER[step.batch_size], measure=Measure(32, 32, 1))
+    return replace(step, size=SMOKE_SIZE, batch_size=SMALLER[step.batch_size], measure=Measure(32, 32, 1), num_points=2)
