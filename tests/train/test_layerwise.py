@@ -15,7 +15,7 @@ from train.test_run import assert_same_run
 
 from anybatch import AGVM, InputError, LayerwiseRecipe, ModuleRates, Recipe, compare
 from anybatch.errors import StoppedError
-from anybatch.stats import MicroBatches, MicroBatchHalves
+from anybatch.stats import HalfBatches, MicroBatches, MicroBatchHalves
 from anybatch.train.data import step_batches
 from anybatch.train.loop import start_training, train
 from anybatch.train.plan import LayerwisePlan, Plan
@@ -123,6 +123,18 @@ def test_gradients_are_clipped_within_the_window_alone(monkeypatch):
 
 
 # AGVM in the loop
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_the_loop_treats_an_empty_half_as_published_where_it_is_asked_to(as_published):
+    plan = LayerwisePlan(agvm=ModuleRates(momentum=0.0, as_published=as_published))
+    agvm = start_training(workload_of(), CPU, seed=0, plan=plan).module_rates.agvm
+    halves = HalfBatches.from_gradients(
+        {"0": torch.tensor([1.0, 0.0]), "2": torch.tensor([0.0])}, {"0": torch.tensor([0.0, 1.0]), "2": torch.ones(1)}
+    )
+    agvm.scales["2"] = 2.0
+    agvm.observe(halves)
+    assert agvm.scales["2"] == (1.0 if as_published else 2.0)
 
 
 @pytest.mark.parametrize("estimator", ["cosine", "moments"])
@@ -330,6 +342,7 @@ def test_the_anchor_is_the_backbone_or_what_is_asked_for():
         (lambda: LayerwiseRecipe("bad", clip_norm=1, clip_share=(1, 0)), r"clip_share of recipe 'bad' must be two sh"),
         (lambda: ModuleRates(estimator="norms"), "estimator of AGVM must be cosine or moments; got 'norms'"),
         (lambda: ModuleRates(num_parts=1), "num_parts of AGVM must be at least 2; got 1"),
+        (lambda: ModuleRates(estimator="moments", as_published=True), "as_published must be cosine; got 'moments'"),
     ],
 )
 def test_what_contradicts_itself_is_refused(make, message):

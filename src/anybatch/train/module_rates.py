@@ -41,6 +41,7 @@ class MeasuredRates:
             momentum=options.momentum,
             start_step=options.start_step,
             clamp=options.clamp,
+            as_published=options.as_published,
         )
         is_spread = find_ddp(model) is not None
         self._source: SubBatchSource[Any]

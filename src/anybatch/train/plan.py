@@ -73,9 +73,10 @@ class ModuleRates:
         estimator: "cosine" of two halves, as published; "moments" of `num_parts`, which scatter less, of the gradient
             as it is, also under Adam.
         num_parts: into how many micro-batches a measured batch is cut that one process does not accumulate anyway.
+        as_published: see `AGVM`; for the cosine.
 
     Raises:
-        InputError: an unknown estimator, or fewer than two parts.
+        InputError: an unknown estimator, fewer than two parts, or moments as published, which they were not.
     """
 
     anchor: str | None = None
@@ -85,12 +86,17 @@ class ModuleRates:
     start_step: int = 0
     estimator: Literal["cosine", "moments"] = "cosine"
     num_parts: int = 2
+    as_published: bool = False
 
     def __post_init__(self) -> None:
         if self.estimator not in ("cosine", "moments"):
             raise InputError(f"estimator of AGVM must be cosine or moments; got {self.estimator!r}.")
         if self.num_parts < 2:
             raise InputError(f"num_parts of AGVM must be at least 2; got {self.num_parts}.")
+        if self.as_published and self.estimator != "cosine":
+            raise InputError(
+                f"estimator of AGVM as_published must be cosine; got {self.estimator!r}. Leave one of the two out."
+            )
 
     def parts_of(self, step: int) -> int:
         """Return into how many parts a step's batch is cut at least."""
