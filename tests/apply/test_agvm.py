@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from stats.nets import BodyAndHead, make_samples, mean_loss, split, stack
+from timm.optim.lamb import Lamb
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -29,6 +30,7 @@ OPTIMIZERS = {
     "Adamax": lambda params: torch.optim.Adamax(params, lr=0.01),
     "ASGD": lambda params: torch.optim.ASGD(params, lr=0.01),
     "Adafactor": lambda params: torch.optim.Adafactor(params, lr=0.01),
+    "LAMB of timm": lambda params: Lamb(params, lr=0.01),
 }
 PARTS = split(make_samples(12), [3, 3, 3, 3])
 SCALED = {"body": 1.0, "head": 2.0}
@@ -186,6 +188,18 @@ def test_what_a_step_writes_on_the_optimizer_and_its_groups_stays():
 
 
 # ------------------------------------------------------------------------------------------- what nobody else sees
+
+
+def test_what_a_step_counts_in_a_tensor_of_its_group_counts_once_and_in_place():
+    _, optimizer, agvm = start(OPTIMIZERS["LAMB of timm"])
+    set_scales(agvm, **SCALED)
+    optimizer.step()
+    (group,) = optimizer.param_groups
+    counter = group["step"]
+    for count in (2, 3):
+        optimizer.step()
+        assert group["step"] is counter
+        assert counter == count
 
 
 def snapshot(optimizer):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 ParamGroup = dict[str, Any]
@@ -52,9 +52,12 @@ class SplitStep:
         return self._view
 
     def end(self) -> None:
-        """Take over what the step has written into its groups, as schedule-free optimizers do."""
+        """Take over what the step has written into its groups, as schedule-free optimizers and timm's LAMB do."""
         for group, before, part in self._parts:
             group.update({key: value for key, value in part.items() if value is not before.get(key)})
+            for key in _counters(before):
+                if part[key] is before[key]:
+                    group[key].copy_(part[key])
         self.clear()
 
     def clear(self) -> None:
@@ -66,4 +69,17 @@ class SplitStep:
         for parameter in group["params"]:
             scale = scales.get(self._module_of.get(parameter, ""), 1.0)
             by_scale.setdefault(scale, []).append(parameter)
-        return [{**group, "params": parameters, "lr": group["lr"] * scale} for scale, parameters in by_scale.items()]
+        return [
+            {
+                **group,
+                **{key: group[key].clone() for key in _counters(group)},
+                "params": parameters,
+                "lr": group["lr"] * scale,
+            }
+            for scale, parameters in by_scale.items()
+        ]
+
+
+def _counters(group: ParamGroup) -> list[str]:
+    """Return what an optimizer may count in place, a step, which each part must do by itself and only once."""
+    return [key for key, value in group.items() if isinstance(value, Tensor) and key != "lr"]
