@@ -110,6 +110,16 @@ MADE_UP = {
             "semantic_head": ("sem_seg_head",),
         },
     ),
+    "a detector with a head beside it": (
+        tree(instances={"backbone": {"body": 3, "fpn": 2}, "rpn": 2, "roi_heads": {"box_head": 2}}, semantic_head=3),
+        {
+            "backbone": ("instances.backbone.body",),
+            "fpn": ("instances.backbone.fpn",),
+            "rpn": ("instances.rpn",),
+            "box_head": ("instances.roi_heads.box_head",),
+            "semantic_head": ("semantic_head",),
+        },
+    ),
     "a head of another name": (
         tree(backbone=3, depth_decoder=2),
         {"backbone": ("backbone",), "depth_decoder": ("depth_decoder",)},

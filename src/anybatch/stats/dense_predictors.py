@@ -57,8 +57,8 @@ def find_predictor_modules(model: nn.Module) -> PredictorModules:
     """Return the modules of a detector or segmenter: backbone, fpn, rpn, box_head, mask_head, head, classifier, ...
 
     Args:
-        model: with a child `backbone` and others beside it; wrapped or not. A child with a name that is not known is a
-            module of that name.
+        model: with a child `backbone` and others beside it, or with one child that is such a model, as a panoptic one
+            that holds a detector; wrapped or not. A child with a name that is not known is a module of that name.
 
     Returns:
         The modules; every trainable parameter is in exactly one.
@@ -97,14 +97,23 @@ def find_predictor_modules(model: nn.Module) -> PredictorModules:
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield every part's prefix and module; parts are children, or children of `backbone` and of heads of regions."""
+    inner = _find_inner(model)
     for name in _held(model):
         child = getattr(model, name)
         if name == "backbone":
             yield from _parts_of_backbone(child)
+        elif name == inner:
+            yield from ((f"{name}.{prefix}", module) for prefix, module in _parts(child))
         elif name in ("roi_heads", "roi_head"):
             yield from ((f"{name}.{part}", _module_of_region_head(part)) for part in _held(child))
         else:
             yield name, _MODULES.get(name, name)
+
+
+def _find_inner(model: nn.Module) -> str | None:
+    """Return the only child with a backbone, of a model that has none itself."""
+    found = [name for name, child in model.named_children() if "backbone" in _held(child)]
+    return found[0] if len(found) == 1 and "backbone" not in _held(model) else None
 
 
 def _parts_of_backbone(backbone: nn.Module) -> Iterator[tuple[str, str]]:
