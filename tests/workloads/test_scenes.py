@@ -9,7 +9,7 @@ from train.small_workloads import CPU
 from workloads.test_fashion_mnist import DATA, needs_data
 
 from anybatch.registry import WORKLOADS
-from anybatch.stats import group_parameters
+from anybatch.stats import find_predictor_modules, group_parameters
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training, train
 from anybatch.workloads import load_workload
@@ -55,6 +55,13 @@ def test_each_parameter_is_in_one_named_module(workload):
     groups = group_parameters(model, workload.module_prefixes)
     assert list(groups) == list(workload.module_prefixes)
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
+    assert {name: as_tuple(prefixes) for name, prefixes in workload.module_prefixes.items()} == (
+        find_predictor_modules(model).prefixes
+    )
+
+
+def as_tuple(prefixes):
+    return (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
 
 
 @needs_data

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from anybatch.stats.groups import ModulePrefixes
 from anybatch.workload import Milestones, Workload
 from anybatch.workloads.classification import sgd
 from anybatch.workloads.coco_images import Target, collate_images, load_coco
 from anybatch.workloads.coco_models import BACKBONE_FILE, Detector, build_detector
 from anybatch.workloads.dense_metrics import AveragePrecision, Kind
-from anybatch.workloads.pyramid_models import detection_loss
+from anybatch.workloads.pyramid_models import BOX_MODULES, MASK_MODULES, ONE_STAGE_MODULES, detection_loss
 from anybatch.workloads.torchvision_sets import find_root
 
 MIN_SIZE, MAX_SIZE = 800, 1333
-PYRAMID = {"backbone": "backbone.body", "fpn": "backbone.fpn"}
-BOX_HEAD = ("roi_heads.box_head", "roi_heads.box_predictor")
-MASK_HEAD = ("roi_heads.mask_head", "roi_heads.mask_predictor")
-Prefixes = Mapping[str, str | tuple[str, ...]]
 DataRoot = str | Path | None
 
 
@@ -47,7 +43,7 @@ def coco_faster_rcnn(data_root: DataRoot = None, *, min_size: int = MIN_SIZE, ma
         `build_detector`.
     """
     return _coco("coco-faster-rcnn", "fasterrcnn", data_root, (min_size, max_size), ("bbox",),
-                 {**PYRAMID, "rpn": "rpn", "box_head": BOX_HEAD})  # fmt: skip
+                 BOX_MODULES)  # fmt: skip
 
 
 def coco_mask_rcnn(data_root: DataRoot = None, *, min_size: int = MIN_SIZE, max_size: int = MAX_SIZE) -> Workload:
@@ -68,7 +64,7 @@ def coco_mask_rcnn(data_root: DataRoot = None, *, min_size: int = MIN_SIZE, max_
         As for `coco_faster_rcnn`. The paper's own figures come from 14 epochs.
     """
     return _coco("coco-mask-rcnn", "maskrcnn", data_root, (min_size, max_size), ("segm", "bbox"),
-                 {**PYRAMID, "rpn": "rpn", "box_head": BOX_HEAD, "mask_head": MASK_HEAD})  # fmt: skip
+                 MASK_MODULES)  # fmt: skip
 
 
 def coco_retinanet(data_root: DataRoot = None, *, min_size: int = MIN_SIZE, max_size: int = MAX_SIZE) -> Workload:
@@ -90,7 +86,7 @@ def coco_retinanet(data_root: DataRoot = None, *, min_size: int = MIN_SIZE, max_
         and 80,000 are rounded to epochs. Differs as `build_detector`.
     """
     return _coco("coco-retinanet", "retinanet", data_root, (min_size, max_size), ("bbox",),
-                 {**PYRAMID, "head": "head"}, lr=0.01, epochs=12, milestones=(8, 11))  # fmt: skip
+                 ONE_STAGE_MODULES, lr=0.01, epochs=12, milestones=(8, 11))  # fmt: skip
 
 
 def _coco(
@@ -99,7 +95,7 @@ def _coco(
     data_root: DataRoot,
     sizes: tuple[int, int],
     kinds: tuple[Kind, ...],
-    module_prefixes: Prefixes,
+    module_prefixes: ModulePrefixes,
     *,
     lr: float = 0.02,
     epochs: int = 16,

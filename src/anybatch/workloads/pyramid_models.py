@@ -17,6 +17,11 @@ WIDTHS = (16, 32, 64, 96)  # of the four stages of the backbone
 NUM_PYRAMID_CHANNELS = 32
 NUM_HIDDEN = 128  # of the box head
 MEAN, STD = 0.3, 0.17  # of the pixels of a scene
+# modules of torchvision's detectors, as `find_predictor_modules` finds them
+PYRAMID = {"backbone": "backbone.body", "fpn": "backbone.fpn"}
+ONE_STAGE_MODULES = {**PYRAMID, "head": "head"}
+BOX_MODULES = {**PYRAMID, "rpn": "rpn", "box_head": ("roi_heads.box_head", "roi_heads.box_predictor")}
+MASK_MODULES = {**BOX_MODULES, "mask_head": ("roi_heads.mask_head", "roi_heads.mask_predictor")}
 ANCHOR_SIDES = ((10,), (18,), (30,), (44,), (64,))  # per level, of strides 4 to 64
 
 Target = dict[str, Tensor]

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from anybatch.stats.groups import ModulePrefixes
 from anybatch.workload import Metric, Milestones, Workload
 from anybatch.workloads.classification import sgd
 from anybatch.workloads.dense_metrics import AveragePrecision, MeanIoU, PanopticQuality
 from anybatch.workloads.pyramid_models import (
+    BOX_MODULES,
+    MASK_MODULES,
+    ONE_STAGE_MODULES,
+    PYRAMID,
     PanopticFPN,
     SemanticFPN,
     build_faster_rcnn,
@@ -48,7 +53,7 @@ def scenes_faster_rcnn(data_root: DataRoot = None) -> Workload:
         InputError: torchvision or faster-coco-eval is not installed, or the data is not there.
     """
     return _scenes("scenes-faster-rcnn", lambda: build_faster_rcnn(NUM_CLASSES, size=SIZE), _detected, _boxes,
-                   ("backbone.body", "backbone.fpn", "rpn", "roi_heads"), data_root)  # fmt: skip
+                   BOX_MODULES, data_root)  # fmt: skip
 
 
 def scenes_mask_rcnn(data_root: DataRoot = None) -> Workload:
@@ -63,9 +68,8 @@ def scenes_mask_rcnn(data_root: DataRoot = None) -> Workload:
     Raises:
         InputError: as for `scenes_faster_rcnn`.
     """
-    heads = ("roi_heads.box_head", "roi_heads.box_predictor", "roi_heads.mask_head", "roi_heads.mask_predictor")
     return _scenes("scenes-mask-rcnn", lambda: build_mask_rcnn(NUM_CLASSES, size=SIZE), _detected, _masks,
-                   ("backbone.body", "backbone.fpn", "rpn", *heads), data_root)  # fmt: skip
+                   MASK_MODULES, data_root)  # fmt: skip
 
 
 def scenes_retinanet(data_root: DataRoot = None) -> Workload:
@@ -81,7 +85,7 @@ def scenes_retinanet(data_root: DataRoot = None) -> Workload:
         InputError: as for `scenes_faster_rcnn`.
     """
     return _scenes("scenes-retinanet", lambda: build_retinanet(NUM_CLASSES, size=SIZE), _detected, _boxes,
-                   ("backbone.body", "backbone.fpn", "head"), data_root)  # fmt: skip
+                   ONE_STAGE_MODULES, data_root)  # fmt: skip
 
 
 def scenes_semantic_fpn(data_root: DataRoot = None) -> Workload:
@@ -97,7 +101,7 @@ def scenes_semantic_fpn(data_root: DataRoot = None) -> Workload:
         InputError: as for `scenes_faster_rcnn`.
     """
     return _scenes("scenes-semantic-fpn", lambda: SemanticFPN(NUM_CLASSES), _segmented, lambda: MeanIoU(NUM_CLASSES),
-                   ("backbone.body", "backbone.fpn", "semantic_head"), data_root)  # fmt: skip
+                   {**PYRAMID, "semantic_head": "semantic_head"}, data_root)  # fmt: skip
 
 
 def scenes_panoptic_fpn(data_root: DataRoot = None) -> Workload:
@@ -112,10 +116,10 @@ def scenes_panoptic_fpn(data_root: DataRoot = None) -> Workload:
     Raises:
         InputError: as for `scenes_faster_rcnn`.
     """
-    prefixes = ("backbone.body", "backbone.fpn", "rpn", "roi_heads")
+    modules = {name: _within("instances", prefixes) for name, prefixes in MASK_MODULES.items()}
     return _scenes("scenes-panoptic-fpn", lambda: PanopticFPN(NUM_CLASSES, size=SIZE), _panoptic,
                    lambda: PanopticQuality(NUM_CLASSES),
-                   (*(f"instances.{prefix}" for prefix in prefixes), "semantic_head"), data_root)  # fmt: skip
+                   {**modules, "semantic_head": "semantic_head"}, data_root)  # fmt: skip
 
 
 def load_scenes(data_root: DataRoot, *, train: bool, num_scenes: int) -> SceneSet:
@@ -146,7 +150,7 @@ def _scenes(
     model: Callable[[], nn.Module],
     loss: Callable[[nn.Module, Batch], Tensor],
     metric: Callable[[], Metric],
-    module_prefixes: tuple[str, ...],
+    module_prefixes: ModulePrefixes,
     data_root: DataRoot,
 ) -> Workload:
     return Workload(
@@ -163,6 +167,10 @@ def _scenes(
         epochs=12,
         schedule=Milestones((8, 11)),
     )
+
+
+def _within(child: str, prefixes: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{child}.{prefix}" for prefix in ((prefixes,) if isinstance(prefixes, str) else prefixes))
 
 
 def _detected(model: nn.Module, batch: Batch) -> Tensor:
