@@ -560,9 +560,10 @@ def test_the_same_data_in_both_halves_warns():
             agvm.observe(measurement)
 
 
+@pytest.mark.parametrize("make", [OPTIMIZERS["SGD"], OPTIMIZERS["AdamW tensor rate"]])
 @pytest.mark.parametrize("start_step", [0, 2])
-def test_a_start_before_the_end_of_warm_up_warns_once(start_step):
-    model, optimizer, _ = start(start_step=start_step)
+def test_a_start_before_the_end_of_warm_up_warns_once(start_step, make):
+    model, optimizer, _ = start(make, start_step=start_step)
     scheduler = lr_scheduler.LinearLR(optimizer, 0.1, total_iters=6)
     with pytest.warns(UserWarning, match=rf"after the end of warm-up; it started at step {start_step}, and") as found:
         train(model, optimizer, None, 8, scheduler.step)
@@ -581,8 +582,10 @@ def test_a_start_after_warm_up_and_a_rate_that_rises_again_later_do_not_warn():
     ("options", "message"),
     [
         ({"anchor": "backbone"}, r"anchor must be a module; got 'backbone'\. The modules are body, head"),
-        ({"interval": 0}, "interval must be at least 1 step; got 0"),
-        ({"start_step": -1}, "start_step must be at least 0; got -1"),
+        ({"interval": 0}, "interval must be a whole number of steps, at least 1; got 0"),
+        ({"interval": 2.5}, "interval must be a whole number of steps, at least 1; got 2.5"),
+        ({"start_step": -1}, "start_step must be a whole number of steps, at least 0; got -1"),
+        ({"start_step": 0.5}, "start_step must be a whole number of steps, at least 0; got 0.5"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1"),
         ({"clamp": (10.0, 0.5)}, "clamp must be two positive numbers that ascend"),
         ({"module_prefixes": ["body"]}, "every parameter must be in a module group; 2 are in none"),
@@ -622,6 +625,25 @@ def test_an_optimizer_around_another_is_refused_and_the_inner_one_is_scaled():
     backward(model)
     outer.step()
     torch.testing.assert_close(model.head.weight, before - 0.2 * model.head.weight.grad)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="optimizer must hold parameters of the model; got SGD without any"):
+        AGVM(OPTIMIZERS["SGD"](BodyAndHead().parameters()), BodyAndHead(), ["body", "head"], anchor="body")
+
+
+def test_a_second_one_on_an_optimizer_is_refused_until_the_first_is_removed():
+    model, optimizer, agvm = start()
+    with pytest.raises(ValueError, match=r"optimizer must have one AGVM; got SGD, which has one\. Call its remove"):
+        AGVM(optimizer, model, ["body", "head"], anchor="body")
+    agvm.remove()
+    AGVM(optimizer, model, ["body", "head"], anchor="body")
+
+
+def test_what_is_no_measurement_is_refused():
+    _, _, agvm = start()
+    with pytest.raises(ValueError, match=r"measurement must be HalfBatches, .* got int\. Pass what a source's finish"):
+        agvm.observe(3)
 
 
 def test_lbfgs_is_refused():

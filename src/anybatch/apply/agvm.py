@@ -49,7 +49,7 @@ class AGVM:
 
     Raises:
         InputError: an anchor that is no module, an interval, start, momentum or clamp out of range, an optimizer
-            without a rate, one that wraps another, or LBFGS.
+            without a rate, one that wraps another, has an AGVM already or holds no parameter of the model, or LBFGS.
         ValueError: a parameter in no module or in two, or a prefix without a parameter.
 
     Example:
@@ -108,6 +108,7 @@ class AGVM:
             )
         self._optimizer = optimizer
         self._module_of = {parameter: name for name, group in groups.items() for parameter in group}
+        _check_held(optimizer, self._module_of)
         self._attach()
 
     @property
@@ -126,8 +127,13 @@ class AGVM:
                 (less scatter), or module -> noise fraction.
 
         Raises:
-            InputError: a module that is not one of these.
+            InputError: a module that is not one of these, or something else than a measurement.
         """
+        if not isinstance(measurement, HalfBatches | GradientMoments | Mapping):
+            raise InputError(
+                "measurement must be HalfBatches, GradientMoments or noise fractions by module; got "
+                f"{type(measurement).__name__}. Pass what a source's finish() returns."
+            )
         unknown = set(_names(measurement)) - self.scales.keys()
         if unknown:
             raise InputError(
@@ -245,7 +251,7 @@ class AGVM:
 
     def _watch_warm_up(self) -> None:
         """Warn once if a rate still rises over the first steps that are scaled."""
-        rates = [group["lr"] for group in self._optimizer.param_groups if not isinstance(group["lr"], Tensor)]
+        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         rises = any(now > before for before, now in zip(self._rates, rates, strict=False))
         self._rates = rates
         self._watches = not rises and self._step < self._start_step + self._interval
@@ -268,10 +274,22 @@ def _check(optimizer: Optimizer, interval: int, start_step: int) -> None:
             f"optimizer must update the parameters itself; got {type(optimizer).__name__}, which leaves that to "
             f"{type(inner).__name__}. Pass the inner one."
         )
-    if interval < 1:
-        raise InputError(f"interval must be at least 1 step; got {interval}.")
-    if start_step < 0:
-        raise InputError(f"start_step must be at least 0; got {start_step}.")
+    if any(isinstance(getattr(hook, "__self__", None), AGVM) for hook in optimizer._optimizer_step_pre_hooks.values()):
+        raise InputError(
+            f"optimizer must have one AGVM; got {type(optimizer).__name__}, which has one. Call its remove() first."
+        )
+    if not isinstance(interval, int) or interval < 1:
+        raise InputError(f"interval must be a whole number of steps, at least 1; got {interval}.")
+    if not isinstance(start_step, int) or start_step < 0:
+        raise InputError(f"start_step must be a whole number of steps, at least 0; got {start_step}.")
+
+
+def _check_held(optimizer: Optimizer, module_of: Mapping[nn.Parameter, str]) -> None:
+    if not any(parameter in module_of for group in optimizer.param_groups for parameter in group["params"]):
+        raise InputError(
+            f"optimizer must hold parameters of the model; got {type(optimizer).__name__} without any. Build it from "
+            "model.parameters(), after the model is moved or sharded."
+        )
 
 
 def _names(measurement: HalfBatches | GradientMoments | Mapping[str, float]) -> Iterable[str]:
