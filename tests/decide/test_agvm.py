@@ -246,12 +246,25 @@ def test_scales_are_those_of_the_official_hook_step_by_step(world_size, beta2):
         if step == 7:  # no positives for the head in one half
             for rank in ranks[: world_size // 2]:
                 rank["head"] = [torch.zeros_like(t) for t in rank["head"]]
+        if step == 9:  # the head's halves are equal
+            for rank in ranks:
+                rank["head"] = [torch.ones_like(t) for t in rank["head"]]
         first, last = (shown(twin.mean(half)) for half in (ranks[: world_size // 2], ranks[world_size // 2 :]))
         measured = measure_noise_fractions(halves_of(first, last), as_published=True)
-        found = agvm_scales(measured, "backbone", found)
+        found = agvm_scales(measured, "backbone", found, as_published=True)
         assert found == pytest.approx(hook.iterate(ranks, second), rel=1e-10), step
     assert found["backbone"] == 1
     assert len({round(scale, 6) for scale in found.values()}) == 3
+
+
+@pytest.mark.parametrize("fraction", [0.0, -1e-17])
+def test_equal_halves_keep_a_scale_and_as_published_take_it_to_the_clamp(fraction):
+    fractions = {"backbone": 0.5, "head": fraction}
+    for as_published, expected in ((False, 1.0), (True, 10**0.5)):
+        scales = agvm_scales(fractions, "backbone", momentum=0.0, as_published=as_published)
+        assert scales == pytest.approx({"backbone": 1.0, "head": expected})
+    scales = agvm_scales({"backbone": 0.0, "head": 0.5}, "backbone", momentum=0.0, as_published=True)
+    assert scales == pytest.approx({"backbone": 1.0, "head": 0.5**0.5})
 
 
 def test_adam_preconditioned_halves_share_one_denominator():

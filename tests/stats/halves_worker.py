@@ -153,6 +153,24 @@ def check_agvm(rank: int, world_size: int) -> dict[str, Any]:
     return {"agvm scales": dict(agvm.scales), "agvm weights": ddp.module.state_dict()}
 
 
+def check_agvm_as_published(rank: int, world_size: int) -> dict[str, Any]:
+    """Four steps of SGD, each with the scales that are known by then."""
+    ddp = DistributedDataParallel(BodyAndHead().double())
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
+    agvm = AGVM(optimizer, ddp, MODULES, anchor="body", interval=1, as_published=True)
+    source = RankHalves(ddp, MODULES)
+    found = []
+    for index in range(4):
+        parts = parts_of_ranks("even", world_size, seed=index)[rank]
+        doubled = [[(x.double(), y.double()) for x, y in part] for part in parts]
+        halves = step(ddp, doubled, 4 * world_size, source)
+        assert halves is not None
+        agvm.observe(halves)
+        optimizer.step()
+        found.append(dict(agvm.scales))
+    return {"scales as published": found}
+
+
 def check_overflow_on_one_rank(rank: int, world_size: int) -> dict[str, Any]:
     parts = parts_of_ranks("even", world_size)[rank]
     if rank == world_size - 1:
@@ -203,6 +221,7 @@ CHECKS = [
     check_steps_between,
     check_head_used_on_one_rank,
     check_agvm,
+    check_agvm_as_published,
     check_overflow_on_one_rank,
     check_refusals,
 ]

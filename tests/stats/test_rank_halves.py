@@ -130,6 +130,29 @@ def test_check_10_ranks_and_accumulation_agree(ranks):
             torch.testing.assert_close(found["agvm weights"][name], weight, rtol=1e-9, atol=1e-12)
 
 
+def test_as_published_ranks_scale_as_the_official_hook_step_by_step(ranks):
+    world_size = len(ranks)
+    if world_size % 2:
+        pytest.skip("the official hook needs an even number of ranks")
+    model, hook = BodyAndHead().double(), twin.OfficialHook(world_size)
+    for index in range(4):
+        gradients = []
+        for (part,) in parts_of_ranks("even", world_size, seed=index):
+            inputs, targets = stack(part)
+            model.zero_grad()
+            mean_loss(model, inputs.double(), targets.double()).backward()
+            gradients.append({m: [p.grad.clone() for p in getattr(model, m).parameters()] for m in ("body", "head")})
+        scales = hook.iterate(gradients)
+        for found in ranks:
+            assert found["scales as published"][index] == pytest.approx(scales, rel=1e-9)
+        mean = twin.mean(gradients)
+        with torch.no_grad():
+            for module, scale in scales.items():
+                for parameter, grad in zip(getattr(model, module).parameters(), mean[module], strict=True):
+                    parameter -= 0.05 * scale * grad
+    assert scales["head"] != 1
+
+
 def test_all_ranks_scale_alike(ranks):
     for found in ranks:
         assert found["agvm scales"] == ranks[0]["agvm scales"]

@@ -45,7 +45,8 @@ class AGVM:
         momentum: of the scales' moving average, over measurements.
         start_step: the first step that is measured and scaled; some steps after the end of warm-up.
         clamp: smallest and largest ratio of noise fractions, before its square root.
-        as_published: count a module without a gradient in one half as the official code does.
+        as_published: count a module without a gradient in one half, and halves that are equal, as the official code
+            does. Its scales under SGD are then met to rounding, over an even number of ranks.
 
     Raises:
         InputError: an anchor that is no module, an interval, start, momentum or clamp out of range, an optimizer
@@ -230,7 +231,9 @@ class AGVM:
         ]
 
     def _moved(self, fractions: Mapping[str, float], scales: Mapping[str, float] | None) -> dict[str, float]:
-        return agvm_scales(fractions, self._anchor, scales, self._momentum, self._clamp)
+        return agvm_scales(
+            fractions, self._anchor, scales, self._momentum, self._clamp, as_published=self._as_published
+        )
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if optimizer is not self._optimizer:  # the view, in a step that calls its parent's

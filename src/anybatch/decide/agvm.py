@@ -58,6 +58,8 @@ def agvm_scales(
     previous: Mapping[str, float] | None = None,
     momentum: float = 0.97,
     clamp: tuple[float, float] = (0.5, 10.0),
+    *,
+    as_published: bool = False,
 ) -> dict[str, float]:
     r"""Return the factor on every module's learning rate.
 
@@ -71,6 +73,8 @@ def agvm_scales(
         previous: module -> mu before; a module that is not in it starts at 1.
         momentum: of the moving average; 0 takes the new factor alone.
         clamp: smallest and largest ratio; the factor lies between their square roots.
+        as_published: a fraction that is zero, or below by rounding, counts as in the official code: its module's ratio
+            is clamped to the largest, and of the anchor's all others to the smallest.
 
     Returns:
         Module -> mu, for every module of either argument. One whose fraction is missing, zero or not finite keeps its
@@ -96,7 +100,11 @@ def agvm_scales(
     scales = dict.fromkeys(noise_fractions, 1.0) | dict(previous or {})
     if anchor not in scales:
         raise InputError(f"anchor must be a module; got {anchor!r}. The modules are {', '.join(scales)}.")
-    measured = {name: fraction for name, fraction in noise_fractions.items() if 0 < fraction < math.inf}
+    known = {name: fraction for name, fraction in noise_fractions.items() if math.isfinite(fraction)}
+    if as_published:
+        measured = {name: max(fraction, 0.0) for name, fraction in known.items()}
+    else:
+        measured = {name: fraction for name, fraction in known.items() if fraction > 0}
     if anchor in measured:
         for name, fraction in measured.items():
             ratio = (measured[anchor] + DELTA) / (fraction + DELTA)
