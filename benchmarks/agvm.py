@@ -16,7 +16,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median, quantiles
@@ -121,6 +121,12 @@ def accumulation(num_steps: int, num_rounds: int) -> dict[str, float]:
     bare, optimizer, agvm = _optimizers(linear)
     source = MicroBatchHalves(linear, agvm.module_prefixes)
 
+    losses: list[Tensor] = []
+
+    def prepare() -> None:
+        losses[:] = [linear(part) for part in range(NUM_PARTS)]
+        linear.zero_grad()
+
     def step(stepped: torch.optim.Optimizer, measures: bool = False) -> None:
         for loss in losses:
             with source.sub_batch(IMAGES, 1 / NUM_PARTS) if measures else nullcontext():
@@ -129,15 +135,30 @@ def accumulation(num_steps: int, num_rounds: int) -> dict[str, float]:
             agvm.observe(source.finish())
         stepped.step()
 
+    actions = (lambda: step(bare), lambda: step(optimizer), lambda: step(optimizer, measures=True))
+    return _row(step_ms, in_turns(actions, prepare, num_rounds))
+
+
+def in_turns(actions: Sequence[Callable[[], None]], prepare: Callable[[], None], num_rounds: int) -> list[list[float]]:
+    """Time actions round by round, each round beginning with another one, so that none is favoured by its place.
+
+    Args:
+        actions: what is timed.
+        prepare: is called before each.
+        num_rounds: how often.
+
+    Returns:
+        Per round the seconds of each action, in their order.
+    """
     rounds = []
-    for _ in range(num_rounds):
-        seconds = []
-        for action in (lambda: step(bare), lambda: step(optimizer), lambda: step(optimizer, measures=True)):
-            losses = [linear(part) for part in range(NUM_PARTS)]
-            linear.zero_grad()
-            seconds.append(_seconds(action))
-        rounds.append(seconds)
-    return _row(step_ms, rounds)
+    for first in range(num_rounds):
+        seconds = dict.fromkeys(range(len(actions)), 0.0)
+        for place in range(len(actions)):
+            index = (first + place) % len(actions)
+            prepare()
+            seconds[index] = _seconds(actions[index])
+        rounds.append(list(seconds.values()))
+    return rounds
 
 
 def ranks(num_steps: int, num_rounds: int) -> dict[str, float]:
@@ -166,18 +187,16 @@ def _rank(rank: int, port: int, num_steps: int, num_rounds: int, results: Any) -
             agvm.observe(source.finish())
         stepped.step()
 
-    rounds = []
-    for _ in range(num_rounds):
-        seconds = []
-        for ddp, stepped, measures in (
-            (plain_ddp, bare, False),
-            (hooked_ddp, optimizer, False),
-            (hooked_ddp, optimizer, True),
-        ):
-            linear.zero_grad()
-            dist.barrier()
-            seconds.append(_seconds(lambda: step(ddp, stepped, measures)))  # noqa: B023
-        rounds.append(seconds)
+    def prepare() -> None:
+        linear.zero_grad()
+        dist.barrier()
+
+    actions = (
+        lambda: step(plain_ddp, bare),
+        lambda: step(hooked_ddp, optimizer),
+        lambda: step(hooked_ddp, optimizer, measures=True),
+    )
+    rounds = in_turns(actions, prepare, num_rounds)
     if rank == 0:
         results.put(_row(step_ms, rounds))
     dist.barrier()  # a rank that leaves while another one still talks can abort
