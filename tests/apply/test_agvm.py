@@ -391,6 +391,44 @@ def test_halves_and_moments_of_the_same_step_are_both_understood():
         assert agvm.scales["body"] == 1.0
 
 
+def test_moments_under_adam_are_of_the_gradient_as_adam_preconditions_it():
+    model, optimizer, agvm = start(OPTIMIZERS["AdamW"], interval=1)
+    train(model, optimizer, agvm, 2)
+    found = []
+    for source in (
+        MicroBatchHalves(model, agvm.module_prefixes, agvm.preconditioner),
+        MicroBatches(model, agvm.module_prefixes, preconditioner=agvm.preconditioner),
+    ):
+        model.zero_grad()
+        for part in PARTS[:2]:
+            with source.sub_batch(3):
+                (mean_loss(model, *stack(part)) / 2).backward()
+        found.append(source.finish())
+    halves, moments = found
+    assert measure_noise_fractions(moments) == pytest.approx(measure_noise_fractions(halves.moments()), rel=1e-4)
+    agvm.observe(moments)
+    assert agvm.noise_fractions == measure_noise_fractions(moments)
+
+
+@pytest.mark.parametrize("geometry", ["sgd", "adam"])
+def test_moments_in_another_geometry_are_refused_under_adam(geometry):
+    model, optimizer, agvm = start(OPTIMIZERS["AdamW"])
+    train(model, optimizer, agvm, 2)
+    source = MicroBatches(model, agvm.module_prefixes, geometry=geometry, optimizer=optimizer)
+    model.zero_grad()
+    for part in PARTS:
+        with source.sub_batch(3):
+            mean_loss(model, *stack(part)).backward()
+    with pytest.raises(ValueError, match=rf"as AdamW preconditions it; got geometry '{geometry}'\. Measure with prec"):
+        agvm.observe(source.finish())
+
+
+def test_a_preconditioner_beside_a_geometry_is_refused():
+    model, optimizer, agvm = start(OPTIMIZERS["AdamW"])
+    with pytest.raises(ValueError, match="geometry must be 'sgd' beside a preconditioner; got 'adam'"):
+        MicroBatches(model, geometry="adam", optimizer=optimizer, preconditioner=agvm.preconditioner)
+
+
 def test_as_published_a_head_without_positives_counts_as_noise():
     empty = HalfBatches.from_gradients(
         {"body": torch.tensor([3.0, 4.0]), "head": torch.zeros(2)},

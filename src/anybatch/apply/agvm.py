@@ -128,13 +128,16 @@ class AGVM:
                 (less scatter), or module -> noise fraction.
 
         Raises:
-            InputError: a module that is not one of these, or something else than a measurement.
+            InputError: a module that is not one of these, moments in another geometry than the optimizer's, or
+                something else than a measurement.
         """
         if not isinstance(measurement, HalfBatches | GradientMoments | Mapping):
             raise InputError(
                 "measurement must be HalfBatches, GradientMoments or noise fractions by module; got "
                 f"{type(measurement).__name__}. Pass what a source's finish() returns."
             )
+        if isinstance(measurement, GradientMoments):
+            self._check_geometry(measurement)
         unknown = set(_names(measurement)) - self.scales.keys()
         if unknown:
             raise InputError(
@@ -153,7 +156,7 @@ class AGVM:
             self.scales = self._moved(fractions, self.scales)
 
     def preconditioner(self, parameter: nn.Parameter) -> Tensor | None:
-        """Return what an Adam-like optimizer multiplies a parameter's gradient with; for a source of halves.
+        """Return what an Adam-like optimizer multiplies a parameter's gradient with; for a source.
 
         Args:
             parameter: any.
@@ -222,6 +225,15 @@ class AGVM:
         """Take over what is copied, and hook the copied optimizer."""
         vars(self).update(state)
         self._attach()
+
+    def _check_geometry(self, moments: GradientMoments) -> None:
+        """Refuse moments that see gradients in other coordinates than AGVM compares them in."""
+        is_adam = any("exp_avg_sq" in state for state in self._optimizer.state.values())
+        if moments.geometry == "adam" or (is_adam and moments.geometry == "sgd"):
+            raise InputError(
+                f"moments must be of the gradient as {type(self._optimizer).__name__} preconditions it; got geometry "
+                f"{moments.geometry!r}. Measure with preconditioner=agvm.preconditioner."
+            )
 
     def _attach(self) -> None:
         self._split_step = SplitStep(self._optimizer, self._module_of)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from anybatch.stats.moments import Geometry, GradientMoments
+from anybatch.stats.moments import GradientMoments, MeasuredGeometry
 
 Target = Literal["training_set", "population"]
 Verdict = Literal["measured", "undetermined"]
@@ -58,7 +58,7 @@ class NoiseScale:
     confidence: float
     target: Target
     modules: Mapping[str, NoiseScale] = field(default_factory=dict)
-    geometry: Geometry = "sgd"
+    geometry: MeasuredGeometry = "sgd"
 
     @property
     def reason(self) -> str:
@@ -80,7 +80,7 @@ class NoiseScale:
                 f"from zero; at least {self.steps_to_settle} such steps would settle it"
             )
         skipped = f"; {self.num_skipped} steps with gradients that are not finite were left out"
-        geometry = "; in Adam's geometry" if self.geometry == "adam" else ""
+        geometry = {"sgd": "", "adam": "; in Adam's geometry"}.get(self.geometry, "; of preconditioned gradients")
         return text + geometry + (skipped if self.num_skipped else "")
 
     def in_units_of(self, size: float) -> NoiseScale:
@@ -109,7 +109,7 @@ class _Setting:
     confidence: float
     target: Target
     num_skipped: int
-    geometry: Geometry
+    geometry: MeasuredGeometry
 
 
 def estimate_noise_scale(

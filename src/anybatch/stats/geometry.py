@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from anybatch.errors import InputError
-from anybatch.stats.moments import Geometry
+from anybatch.stats.moments import Geometry, MeasuredGeometry
 
 
 class AdamPreconditioner:
@@ -108,6 +109,32 @@ def find_param_group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str,
     """
     groups = optimizer.param_groups
     return next((group for group in groups if any(other is parameter for other in group["params"])), None)
+
+
+Own = Callable[[nn.Parameter], Tensor | None]
+
+
+def resolve_geometry(
+    geometry: Geometry, optimizer: Optimizer | None, own: Own | None
+) -> tuple[Own | None, MeasuredGeometry]:
+    """Return what a source multiplies gradients with, and what its moments are called.
+
+    Args:
+        geometry: see `choose_preconditioner`.
+        optimizer: see `choose_preconditioner`.
+        own: a preconditioner of the user's, beside which the geometry stays "sgd".
+
+    Returns:
+        The preconditioner, None for plain gradients, and the geometry.
+
+    Raises:
+        InputError: as `choose_preconditioner`, or a preconditioner beside another geometry.
+    """
+    if own is None:
+        return choose_preconditioner(geometry, optimizer), geometry
+    if geometry != "sgd":
+        raise InputError(f"geometry must be 'sgd' beside a preconditioner; got {geometry!r}. Leave one of the two out.")
+    return own, "preconditioned"
 
 
 def choose_preconditioner(geometry: Geometry, optimizer: Optimizer | None) -> AdamPreconditioner | None:

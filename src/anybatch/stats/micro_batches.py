@@ -7,11 +7,11 @@ from typing import final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anybatch.stats.geometry import choose_preconditioner
+from anybatch.stats.geometry import resolve_geometry
 from anybatch.stats.groups import ModulePrefixes
-from anybatch.stats.moments import Geometry, GradientMoments
+from anybatch.stats.moments import Geometry, GradientMoments, MeasuredGeometry
 from anybatch.stats.rank_group import refuse_ranks
-from anybatch.stats.sub_batches import SubBatchSource
+from anybatch.stats.sub_batches import Preconditioner, SubBatchSource
 
 
 @final
@@ -32,10 +32,11 @@ class MicroBatches(SubBatchSource[GradientMoments]):
         module_prefixes: see `group_parameters`.
         geometry: of the norms: "sgd", or "adam" for that of `AdamPreconditioner`.
         optimizer: whose second moments "adam" reads.
+        preconditioner: see `MicroBatchHalves`; in place of a geometry.
 
     Raises:
-        InputError: an unknown geometry, "adam" without an optimizer of its kind, or a model that fully_shard shards in
-            part, or over a mesh of several axes.
+        InputError: an unknown geometry, one beside a preconditioner, "adam" without an optimizer of its kind, or a
+            model that fully_shard shards in part, or over a mesh of several axes.
         TypeError: parameters are sharded in another way (FSDP1, tensor parallelism), or the model is wrapped in
             DistributedDataParallel over more than one rank, where `Ranks` is the source.
 
@@ -60,9 +61,11 @@ class MicroBatches(SubBatchSource[GradientMoments]):
         *,
         geometry: Geometry = "sgd",
         optimizer: Optimizer | None = None,
+        preconditioner: Preconditioner | None = None,
     ) -> None:
-        super().__init__(model, module_prefixes, choose_preconditioner(geometry, optimizer), accepts_shards=True)
-        self._geometry: Geometry = geometry
+        self._geometry: MeasuredGeometry
+        factor, self._geometry = resolve_geometry(geometry, optimizer, preconditioner)
+        super().__init__(model, module_prefixes, factor, accepts_shards=True)
         refuse_ranks(model, "MicroBatches", "Ranks")
 
     def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 Geometry = Literal["sgd", "adam"]
+MeasuredGeometry = Literal["sgd", "adam", "preconditioned"]  # the last one: by a preconditioner of the user's
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,8 @@ class GradientMoments:
         num_non_finite: scalar, how many parts had a NaN or an infinity in their gradient; 1 where only their sum
             has, as when half precision overflows. Where it is not zero, the moments are not finite either and
             `estimate_noise_scale` leaves the step out, and says so.
-        geometry: what |g|^2 stands for: "sgd" for the plain one, "adam" for g^T P g of `AdamPreconditioner`.
+        geometry: what |g|^2 stands for: "sgd" for the plain one, "adam" for g^T P g of `AdamPreconditioner`,
+            "preconditioned" for that of a gradient times a source's `preconditioner`.
 
     Source: McCandlish et al. 2018, arXiv:1812.06162, appendix A.1. Differs: any number of parts, of any sizes and
     weights.
@@ -52,7 +54,7 @@ class GradientMoments:
     mean_of_sq_norms: Tensor
     sq_norm_of_mean: Tensor
     num_non_finite: Tensor
-    geometry: Geometry = "sgd"
+    geometry: MeasuredGeometry = "sgd"
 
     @classmethod
     def from_gradients(
@@ -96,7 +98,7 @@ class GradientMoments:
         factors: Sequence[float],
         part_sq_norms: Tensor,
         sum_sq_norm: Tensor,
-        geometry: Geometry = "sgd",
+        geometry: MeasuredGeometry = "sgd",
     ) -> GradientMoments:
         """Take the moments of parts of which only norms are known, as they lie in `p.grad`.
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anybatch.stats.geometry import choose_preconditioner
+from anybatch.stats.geometry import resolve_geometry
 from anybatch.stats.groups import ModulePrefixes
-from anybatch.stats.moments import Geometry, GradientMoments
+from anybatch.stats.moments import Geometry, GradientMoments, MeasuredGeometry
 from anybatch.stats.rank_group import find_ranks
-from anybatch.stats.sub_batches import SubBatchSource
+from anybatch.stats.sub_batches import Preconditioner, SubBatchSource
 
 
 @final
@@ -28,9 +28,10 @@ class Ranks(SubBatchSource[GradientMoments]):
         module_prefixes: see `group_parameters`.
         geometry: see `MicroBatches`.
         optimizer: see `MicroBatches`.
+        preconditioner: see `MicroBatches`.
 
     Raises:
-        InputError: an unknown geometry, or "adam" without an optimizer of its kind.
+        InputError: an unknown geometry, one beside a preconditioner, or "adam" without an optimizer of its kind.
         TypeError: the model is not wrapped in DistributedDataParallel, or its parameters are sharded.
         ValueError: fewer than two ranks.
 
@@ -51,10 +52,12 @@ class Ranks(SubBatchSource[GradientMoments]):
         *,
         geometry: Geometry = "sgd",
         optimizer: Optimizer | None = None,
+        preconditioner: Preconditioner | None = None,
     ) -> None:
         _, self._ranks = find_ranks(ddp_model, "Ranks", "MicroBatches")
-        super().__init__(ddp_model, module_prefixes, choose_preconditioner(geometry, optimizer))
-        self._geometry: Geometry = geometry
+        self._geometry: MeasuredGeometry
+        factor, self._geometry = resolve_geometry(geometry, optimizer, preconditioner)
+        super().__init__(ddp_model, module_prefixes, factor)
 
     def finish(self, loss_scale: float | Tensor = 1.0) -> GradientMoments:
         """Join the parts of all ranks; a collective call, after the last `backward()`, before the step.

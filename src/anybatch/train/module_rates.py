@@ -46,7 +46,8 @@ class MeasuredRates:
         is_spread = find_ddp(model) is not None
         self._source: SubBatchSource[Any]
         if options.estimator == "moments":
-            self._source = (Ranks if is_spread else MicroBatches)(model, prefixes)
+            moments = Ranks if is_spread else MicroBatches
+            self._source = moments(model, prefixes, preconditioner=self.agvm.preconditioner)
         else:
             self._source = (RankHalves if is_spread else MicroBatchHalves)(model, prefixes, self.agvm.preconditioner)
 

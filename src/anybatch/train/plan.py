@@ -70,8 +70,8 @@ class ModuleRates:
         momentum: of the scales' moving average.
         clamp: smallest and largest ratio of noise fractions.
         start_step: the first update that is measured and scaled.
-        estimator: "cosine" of two halves, as published; "moments" of `num_parts`, which scatter less, of the gradient
-            as it is, also under Adam.
+        estimator: "cosine" of two halves, as published; "moments" of `num_parts`, which scatter less. Both of the
+            gradient as Adam preconditions it, where it does.
         num_parts: into how many micro-batches a measured batch is cut that one process does not accumulate anyway.
         as_published: see `AGVM`; for the cosine.
 
