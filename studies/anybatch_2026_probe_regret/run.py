@@ -10,6 +10,7 @@ Runs are kept under --runs and go on after a kill; --only in a second terminal s
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import statistics
@@ -33,7 +34,7 @@ from torch.utils.data import Subset
 from verdicts import Claim
 
 from anybatch import AnybatchError, Workload
-from anybatch.train.plain import write_text
+from anybatch.train.plain import plain, write_text
 from anybatch.train.run_folder import RunFolder
 from anybatch.workloads import load_workload
 
@@ -250,15 +251,17 @@ def _verdict(held: Sequence[bool], is_measured: bool = True) -> str:
 
 def take(name: str, arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Measure a part, or read it where only finished ones are wanted."""
-    kept = RunFolder(arguments.runs / f"{name}-{arguments.size}")
+    part, effort = FULL[name], {"smoke": SMOKE, "quick": QUICK, "full": EFFORT}[arguments.size]
+    config = {"part": name, "size": arguments.size, "eval_samples": part.eval_samples, "effort": asdict(effort)}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    kept = RunFolder(arguments.runs / f"{name}-{arguments.size}-{digest}")
     if arguments.finished_only:
         return kept.result()
-    part, effort = FULL[name], {"smoke": SMOKE, "quick": QUICK, "full": EFFORT}[arguments.size]
     part = smoke(part, SMOKE_SAMPLES[name]) if arguments.size == "smoke" else part
     found = measure(
         part, effort, arguments.data_root, arguments.runs, lambda text: print(f"{name}: {text}", flush=True)
     )
-    kept.claim({"part": name, "size": arguments.size})
+    kept.claim(plain(config))
     kept.finish(found)
     return kept.result()
 

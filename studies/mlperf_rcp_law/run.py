@@ -4,7 +4,7 @@
     python studies/mlperf_rcp_law/run.py --quick   # some seconds
     python studies/mlperf_rcp_law/run.py --full --json studies/mlperf_rcp_law/results.json
 
-Nothing is trained: the points are finished runs that MLCommons published.
+Nothing is trained: the points are finished runs that MLCommons published. So --runs and --finished-only change nothing.
 """
 
 from __future__ import annotations

@@ -410,10 +410,10 @@ def test_moments_under_adam_are_of_the_gradient_as_adam_preconditions_it():
     assert agvm.noise_fractions == measure_noise_fractions(moments)
 
 
-@pytest.mark.parametrize("geometry", ["sgd", "adam"])
-def test_moments_in_another_geometry_are_refused_under_adam(geometry):
+@pytest.mark.parametrize(("geometry", "num_steps"), [("sgd", 0), ("sgd", 2), ("adam", 2)])
+def test_moments_in_another_geometry_are_refused_under_adam(geometry, num_steps):
     model, optimizer, agvm = start(OPTIMIZERS["AdamW"])
-    train(model, optimizer, agvm, 2)
+    train(model, optimizer, agvm, num_steps)
     source = MicroBatches(model, agvm.module_prefixes, geometry=geometry, optimizer=optimizer)
     model.zero_grad()
     for part in PARTS:
@@ -663,6 +663,22 @@ def test_an_optimizer_around_another_is_refused_and_the_inner_one_is_scaled():
     backward(model)
     outer.step()
     torch.testing.assert_close(model.head.weight, before - 0.2 * model.head.weight.grad)
+
+
+def test_moments_are_refused_where_scales_are_to_be_as_published():
+    model, _, agvm = start(as_published=True)
+    source = MicroBatches(model, agvm.module_prefixes)
+    for part in PARTS:
+        with source.sub_batch(3):
+            mean_loss(model, *stack(part)).backward()
+    with pytest.raises(ValueError, match="must be HalfBatches where AGVM is as_published; got GradientMoments"):
+        agvm.observe(source.finish())
+
+
+def test_an_optimizer_and_a_model_in_each_others_place_are_refused():
+    model = BodyAndHead()
+    with pytest.raises(ValueError, match=r"optimizer must be a torch\.optim\.Optimizer or None; got BodyAndHead"):
+        AGVM(model, OPTIMIZERS["SGD"](model.parameters()), ["body", "head"], anchor="body")
 
 
 def test_an_optimizer_of_another_model_is_refused():

@@ -141,7 +141,7 @@ def test_points_that_hold_no_law_are_refused(updates, distances, window, message
 @pytest.mark.parametrize(
     ("differences", "law"),
     [([-3.8, -3.2, -3.4], "power"), ([3.0, 3.1], "log"), ([1.4, 1.5, 1.5], "undecided"), ([-5.0, 5.0], "undecided"),
-     ([6.1], "log"), ([], "undecided")],
+     ([6.1], "log"), ([], "undecided"), ([math.nan], "undecided")],
 )  # fmt: skip
 def test_what_one_run_leaves_open_several_may_decide(differences, law):
     assert choose_distance_law(differences) == law

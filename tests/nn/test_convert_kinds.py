@@ -495,19 +495,30 @@ def test_gains_join_the_group_of_their_layer_where_a_scheduler_holds_the_groups(
     optimizer.step(), scheduler.step()
 
 
+def test_an_optimizer_loads_its_earlier_state_once_the_model_is_converted_back():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    state = optimizer.state_dict()
+    converted(model, "kalman", 8, optimizer=optimizer)
+    assert len(optimizer.param_groups) == 2
+    converted(model, "batch", optimizer=optimizer)
+    optimizer.load_state_dict(state)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len(list(model.parameters()))]
+
+
 def test_an_optimizer_of_named_parameters_learns_the_names_of_gains():
     model, optimizer, _, _, held = kalman_with(weight_decay=0.1, named=True)
     assert held[0]["param_names"] == ["5.prior_logit"]
     converted(model, "batch", optimizer=optimizer)
     names = [name for name, _ in model.named_parameters()]
-    assert [group["param_names"] for group in optimizer.param_groups] == [names, []]
+    assert [group["param_names"] for group in optimizer.param_groups] == [names]
     model, optimizer, _, _, held = kalman_with(named=True)
     assert dict(zip(held[0]["param_names"], held[0]["params"], strict=True)) == dict(model.named_parameters())
 
 
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
-    with pytest.raises(InputError, match="the optimizer must hold parameters of this model; it holds none"):
+    with pytest.raises(InputError, match="optimizer must hold parameters of the model; got SGD without any"):
         convert(small_model(), "ghost", optimizer=optimizer)
 
 

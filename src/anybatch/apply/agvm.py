@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from anybatch.apply.split_step import SplitStep
 from anybatch.decide.agvm import agvm_scales, measure_noise_fractions, precondition_like_adam
 from anybatch.errors import InputError
+from anybatch.nn.optimizer_rebinding import check_holds
 from anybatch.stats.dense_predictors import find_predictor_modules
 from anybatch.stats.geometry import find_param_group
 from anybatch.stats.groups import ModulePrefixes, group_parameters
@@ -93,6 +94,7 @@ class AGVM:
         clamp: tuple[float, float] = (0.5, 10.0),
         as_published: bool = False,
     ) -> None:
+        check_holds(optimizer, model)
         _check(optimizer, interval, start_step)
         self.module_prefixes = find_predictor_modules(model).prefixes if module_prefixes == "auto" else module_prefixes
         groups = group_parameters(model, self.module_prefixes)
@@ -109,7 +111,6 @@ class AGVM:
             )
         self._optimizer = optimizer
         self._module_of = {parameter: name for name, group in groups.items() for parameter in group}
-        _check_held(optimizer, self._module_of)
         self._attach()
 
     @property
@@ -137,6 +138,8 @@ class AGVM:
                 f"{type(measurement).__name__}. Pass what a source's finish() returns."
             )
         if isinstance(measurement, GradientMoments):
+            if self._as_published:
+                raise InputError("measurement must be HalfBatches where AGVM is as_published; got GradientMoments.")
             self._check_geometry(measurement)
         unknown = set(_names(measurement)) - self.scales.keys()
         if unknown:
@@ -228,7 +231,9 @@ class AGVM:
 
     def _check_geometry(self, moments: GradientMoments) -> None:
         """Refuse moments that see gradients in other coordinates than AGVM compares them in."""
-        is_adam = any("exp_avg_sq" in state for state in self._optimizer.state.values())
+        is_adam = any("exp_avg_sq" in state for state in self._optimizer.state.values()) or all(
+            {"betas", "eps"} <= group.keys() for group in self._optimizer.param_groups
+        )  # before the first step there is no state
         if moments.geometry == "adam" or (is_adam and moments.geometry == "sgd"):
             raise InputError(
                 f"moments must be of the gradient as {type(self._optimizer).__name__} preconditions it; got geometry "
@@ -297,14 +302,6 @@ def _check(optimizer: Optimizer, interval: int, start_step: int) -> None:
         raise InputError(f"interval must be a whole number of steps, at least 1; got {interval}.")
     if not isinstance(start_step, int) or start_step < 0:
         raise InputError(f"start_step must be a whole number of steps, at least 0; got {start_step}.")
-
-
-def _check_held(optimizer: Optimizer, module_of: Mapping[nn.Parameter, str]) -> None:
-    if not any(parameter in module_of for group in optimizer.param_groups for parameter in group["params"]):
-        raise InputError(
-            f"optimizer must hold parameters of the model; got {type(optimizer).__name__} without any. Build it from "
-            "model.parameters(), after the model is moved or sharded."
-        )
 
 
 def _names(measurement: HalfBatches | GradientMoments | Mapping[str, float]) -> Iterable[str]:

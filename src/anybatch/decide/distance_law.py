@@ -134,7 +134,9 @@ def choose_distance_law(differences: Iterable[float]) -> Law:
         'power'
     """
     total = sum(differences)
-    return "undecided" if abs(total) < DECISIVE else "log" if total > 0 else "power"
+    if not abs(total) >= DECISIVE:  # nor is what is no number
+        return "undecided"
+    return "log" if total > 0 else "power"
 
 
 def _points(

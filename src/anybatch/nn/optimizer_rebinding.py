@@ -33,7 +33,10 @@ def check_holds(optimizer: Optimizer, model: nn.Module) -> None:
         )
     own = {id(parameter) for parameter in model.parameters()}
     if own and not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-        raise InputError("the optimizer must hold parameters of this model; it holds none. Pass the model's own.")
+        raise InputError(
+            f"optimizer must hold parameters of the model; got {type(optimizer).__name__} without any. Build it from "
+            "model.parameters(), after the model is moved or sharded."
+        )
 
 
 def rebind(
@@ -109,3 +112,5 @@ def _forget(optimizer: Optimizer, parameter: nn.Parameter) -> None:
         for key in group.keys() & {"params", "param_names"}:
             group[key] = [group[key][index] for index in kept]
     optimizer.state.pop(parameter, None)
+    if not any("initial_lr" in group for group in optimizer.param_groups):  # which a scheduler counts
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

@@ -12,6 +12,9 @@ from torch import Tensor
 class Dynamics(Protocol):
     """The rules of a task, planar: the trajectories come last, so that every operation runs along memory.
 
+    Its public numbers, tensors and bounds tell a saved run of one task from that of another: what changes from call to
+    call has a name with an underscore.
+
     Attributes:
         state_size: numbers of a state.
         action_size: numbers of an action.

@@ -111,12 +111,12 @@ def find_param_group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str,
     return next((group for group in groups if any(other is parameter for other in group["params"])), None)
 
 
-Own = Callable[[nn.Parameter], Tensor | None]
+Preconditioner = Callable[[nn.Parameter], Tensor | None]  # what a gradient is multiplied with before its norm is taken
 
 
 def resolve_geometry(
-    geometry: Geometry, optimizer: Optimizer | None, own: Own | None
-) -> tuple[Own | None, MeasuredGeometry]:
+    geometry: Geometry, optimizer: Optimizer | None, own: Preconditioner | None
+) -> tuple[Preconditioner | None, MeasuredGeometry]:
     """Return what a source multiplies gradients with, and what its moments are called.
 
     Args:

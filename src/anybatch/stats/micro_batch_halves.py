@@ -7,10 +7,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from anybatch.stats.geometry import Preconditioner
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.half_batches import HalfBatches, join_parts
 from anybatch.stats.rank_group import refuse_ranks
-from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
+from anybatch.stats.sub_batches import Row, SubBatchSource
 
 
 @final

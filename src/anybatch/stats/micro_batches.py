@@ -7,11 +7,11 @@ from typing import final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from anybatch.stats.geometry import resolve_geometry
+from anybatch.stats.geometry import Preconditioner, resolve_geometry
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.moments import Geometry, GradientMoments, MeasuredGeometry
 from anybatch.stats.rank_group import refuse_ranks
-from anybatch.stats.sub_batches import Preconditioner, SubBatchSource
+from anybatch.stats.sub_batches import SubBatchSource
 
 
 @final

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 Geometry = Literal["sgd", "adam"]
-MeasuredGeometry = Literal["sgd", "adam", "preconditioned"]  # the last one: by a preconditioner of the user's
+MeasuredGeometry = Literal[Geometry, "preconditioned"]  # the last one: by a preconditioner of the user's
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
 
+from anybatch.stats.geometry import Preconditioner
 from anybatch.stats.groups import ModulePrefixes
 from anybatch.stats.half_batches import HalfBatches
 from anybatch.stats.rank_group import find_ranks
-from anybatch.stats.sub_batches import Preconditioner, Row, SubBatchSource
+from anybatch.stats.sub_batches import Row, SubBatchSource
 
 
 @final

@@ -17,12 +17,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from anybatch.stats.geometry import Preconditioner
 from anybatch.stats.groups import ModulePrefixes, group_parameters
 from anybatch.stats.moments import widest_dtype
 from anybatch.stats.shards import find_shards, local, refuse_shards
 
 Measurement = TypeVar("Measurement")
-Preconditioner = Callable[[nn.Parameter], Tensor | None]  # what a gradient is multiplied with before its norm is taken
 Row = list[Tensor | None]  # a squared norm per parameter; None where there is no gradient
 
 CHANGED = (
