@@ -453,7 +453,7 @@ def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
     claims = []
     for size, window in SLOPE_WINDOWS.items():
         wanted = {"SB": ("SB", 128), "LB": ("LB", size), "+GBN": ("+GBN", size)}
-        if not all(key in cells and cells[key].runs for key in wanted.values()):
+        if not all(key in cells and cells[key].runs and cells[key].laws for key in wanted.values()):
             continue
         laws = {name: [_law(run, window) for run in cells[key].runs] for name, key in wanted.items()}
         slopes = {name: [law.slope for law in fitted] for name, fitted in laws.items()}
