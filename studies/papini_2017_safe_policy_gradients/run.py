@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import findings
 import pages
 from authors import CART_POLE, CHECKPOINTS, CURVES, FIXED_BATCH
-from command import is_own_record, keep_finished, read_arguments
+from command import is_own_record, read_arguments
 from plan import KINDS, SCALES, plan_units
 from promise_units import RUN_SETTINGS
 from units import Results, Unit, add_worker_options, by_label, do_units, read_results, run_units
@@ -395,7 +395,6 @@ def main() -> int:
     if arguments.json:
         write_text(arguments.json, json.dumps(plain(found), indent=1) + "\n")
         pages.draw(results, found, arguments.json.parent)
-        keep_finished(arguments, HERE)
         if is_own_record(arguments, HERE):
             pages.write_readme(HERE / "README.md", found)
     return 0
