@@ -160,7 +160,6 @@ def test_the_time_of_a_run_that_did_all_units_is_kept(study, tmp_path, monkeypat
 
     for name, value in {
         "plan_units": lambda _: [unit], "run_units": do, "summarize": lambda *_: {"claims": []},
-        "keep_finished": lambda *_: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(run, name, value)
     monkeypatch.setattr(study["pages"], "draw", lambda *_: None)
