@@ -1,6 +1,8 @@
 """The largest micro-batch that trains: on an accelerator by real trials, on a CPU in a child process."""
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 from train.small_workloads import CPU, Stream, cross_entropy, labelled_vectors, vectors_workload
 
 from anybatch import InputError, RunError
+from anybatch.probing import child_trials
 from anybatch.probing.memory import (
     MAX_TRIALS,
     free_bytes,
@@ -288,6 +291,26 @@ def test_a_workload_that_cannot_reach_the_other_process_is_told_what_to_do(tmp_p
     done = probe_memory_after_a_nested_backward(tmp_path, f"{file}:mine")
     assert "must pickle to be tried in a process of its own" in done.stderr
     assert "Use functions of a module instead of lambdas, or probe in a fresh process." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "pickled", "message"),
+    [
+        (
+            {},
+            b"cbuiltins\nnothing_of_this_name\n.",
+            r"read in a process of its own; AttributeError.*Define it in a file",
+        ),
+        ({"anybatch_user_gone": Path("gone.py")}, b"", r"read in a process of its own; gone\.py could not be loaded"),
+    ],
+)
+def test_a_workload_that_the_other_process_cannot_read_is_told(files, pickled, message):
+    here, there = multiprocessing.Pipe()
+    here.send_bytes(pickled)
+    child_trials._answer_pickled(there, files, CPU, 0)
+    answer = here.recv()
+    assert isinstance(answer, RunError)
+    assert re.search(message, str(answer))
 
 
 def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):

@@ -115,9 +115,18 @@ class ChildTrials:
 
 
 def _answer_pickled(connection: Connection, files: Mapping[str, Path], runtime: Runtime, seed: int) -> None:
-    for name, path in files.items():
-        load_again(name, path)
-    _answer(connection, pickle.loads(connection.recv_bytes()), runtime, seed)
+    pickled = connection.recv_bytes()
+    try:
+        for name, path in files.items():
+            load_again(name, path)
+        workload = pickle.loads(pickled)
+    except Exception as error:
+        what = error if isinstance(error, AnybatchError) else f"{type(error).__name__}: {error}"
+        connection.send(
+            RunError(f"the workload cannot be read in a process of its own; {what}. Define it in a file or a module.")
+        )
+        return
+    _answer(connection, workload, runtime, seed)
 
 
 def _answer(connection: Connection, workload: Workload, runtime: Runtime, seed: int) -> None:
