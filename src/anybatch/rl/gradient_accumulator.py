@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import Tensor
 from anybatch.decide.argument_checks import require_choice, require_discount
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
-from anybatch.rl.buffers import Buffers
 from anybatch.rl.trajectories import Trajectories
 from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 
@@ -106,19 +105,22 @@ class GradientAccumulator:
         """How many were added."""
         return 0 if self.sums is None else self.sums.num_trajectories
 
-    def add(self, trajectories: Trajectories, buffers: Buffers | None = None) -> None:
+    def add(self, trajectories: Trajectories) -> None:
         """Add trajectories.
 
         Args:
             trajectories: of as many steps and parameters as those before.
-            buffers: for the large arrays in between. Default: new ones.
-        """
-        self.add_sums(*sum_trajectories(trajectories, self.estimator, self.discount, buffers))
 
-    def add_sums(self, sums: TrajectorySums, rows: Tensor) -> None:
+        Raises:
+            InputError: rewards or scores that are not finite.
+        """
+        ours = replace(trajectories, rewards=trajectories.rewards.clone())
+        self.add_sums(*sum_trajectories(ours, self.estimator, self.discount))
+
+    def add_sums(self, sums: TrajectorySums, rows: Tensor | None) -> None:
         """Add what `sum_trajectories` returned, perhaps in another thread."""
         self.sums = sums if self.sums is None else self.sums + sums
-        if self._rows is not None:
+        if self._rows is not None and rows is not None:
             self._rows.append(rows, sums.center)
 
     def estimate(self) -> GradientEstimate:

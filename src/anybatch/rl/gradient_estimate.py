@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import local
 from typing import Required, TypedDict, Unpack
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from anybatch.decide.argument_checks import require_choice, require_count
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
-from anybatch.rl.buffers import Buffers
+from anybatch.rl.buffers import Buffers, borrowed
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
 from anybatch.rl.gymnasium_rollout import check_spaces, roll_out_gymnasium
 from anybatch.rl.native_env import NativeVectorEnv
@@ -25,7 +24,7 @@ from anybatch.rl.trajectories import Trajectories
 from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 from anybatch.seeds import derive_seed
 
-LARGEST_CHUNK = 25_000
+LARGEST_CHUNK = 50_000
 NUMBERS_PER_CHUNK = 2_000_000
 NUM_SEEDS_OF_GYMNASIUM = 2**31
 
@@ -54,8 +53,8 @@ class GradientBatch:
         score: of the action as it was "drawn", which is unbiased, or as it was "clipped", which is what the authors
             of 2017 published.
         early_end: "pad" episodes that end before the horizon with zeros and count them, or "refuse" them.
-        chunk_size: trajectories at a time of a native environment. Default: 25,000, fewer where horizon times
-            parameters is above 80.
+        chunk_size: trajectories at a time of a native environment. Default: 50,000, fewer where horizon times
+            parameters is above 40.
         num_workers: threads, for native environments. The result does not depend on it.
 
     Raises:
@@ -112,7 +111,6 @@ class GradientBatch:
         self._accumulator = GradientAccumulator(
             estimator, discount=discount, need_ranges=need_ranges, baseline=baseline
         )
-        self._buffers = local()
 
     @property
     def num_trajectories(self) -> int:
@@ -146,27 +144,30 @@ class GradientBatch:
         """
         return self._accumulator.estimate()
 
-    def _sum_chunks(self, sizes: list[int]) -> Iterator[tuple[TrajectorySums, Tensor]]:
+    def _sum_chunks(self, sizes: list[int]) -> Iterator[tuple[TrajectorySums, Tensor | None]]:
         chunks = list(enumerate(sizes, start=self._num_chunks))
         self._num_chunks += len(sizes)
         if self._num_workers == 1 or len(sizes) == 1:
             yield from (self._sum_chunk(*chunk) for chunk in chunks)
             return
-        pending: deque[Future[tuple[TrajectorySums, Tensor]]] = deque()
+        pending: deque[Future[tuple[TrajectorySums, Tensor | None]]] = deque()
         with ThreadPoolExecutor(self._num_workers) as pool:
             for chunk in chunks:
-                pending.append(pool.submit(self._sum_chunk, *chunk, is_shared=True))
+                pending.append(pool.submit(self._sum_chunk, *chunk))
                 if len(pending) > self._num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
 
     @torch.inference_mode()
-    def _sum_chunk(self, index: int, size: int, is_shared: bool = False) -> tuple[TrajectorySums, Tensor]:
-        buffers = self._own_buffers()
-        trajectories = self._roll_out(index, size, buffers)
-        sums, rows = sum_trajectories(trajectories, self._accumulator.estimator, self._accumulator.discount, buffers)
-        return sums, rows.clone() if is_shared and self._accumulator.need_ranges else rows
+    def _sum_chunk(self, index: int, size: int) -> tuple[TrajectorySums, Tensor | None]:
+        """Return the sums over a chunk, and its rows where they are needed."""
+        with borrowed(self._dtype) as buffers:
+            trajectories = self._roll_out(index, size, buffers)
+            sums, rows = sum_trajectories(
+                trajectories, self._accumulator.estimator, self._accumulator.discount, buffers
+            )
+            return sums, rows.clone() if self._accumulator.need_ranges else None
 
     def _roll_out(self, index: int, size: int, buffers: Buffers) -> Trajectories:
         start = derive_seed(self._seed, "initial states", index)
@@ -193,11 +194,9 @@ class GradientBatch:
             early_end=self._early_end,
         )
 
-    def _own_buffers(self) -> Buffers:
-        if not hasattr(self._buffers, "value"):
-            is_native = isinstance(self._env, NativeVectorEnv)
-            self._buffers.value = Buffers(torch.float32 if is_native else torch.float64)
-        return self._buffers.value
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float32 if isinstance(self._env, NativeVectorEnv) else torch.float64
 
 
 def whole_chunks(env: VectorEnv, num_trajectories: int) -> int:

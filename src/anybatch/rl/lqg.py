@@ -64,10 +64,12 @@ class LQGDynamics:
 
     def rewards(self, states: Tensor, actions: Tensor, out: Tensor) -> None:
         """Write (H, n) rewards of (H, k, n) states and (H, d, n) clipped actions."""
-        out.zero_()
+        total = out.new_zeros(())
         for costs, values in ((self._state_costs, states), (self._action_costs, actions)):
             for i, j, cost in costs:
-                out.addcmul_(values[:, i], values[:, j], value=-cost)
+                total = torch.addcmul(total, values[:, i], values[:, j], value=-cost, out=out)
+        if total is not out:
+            out.zero_()
 
     def is_over(self, states: Tensor) -> Tensor:
         """Return (..., n) times no: trajectories go on to the horizon."""

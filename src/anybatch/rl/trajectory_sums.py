@@ -27,7 +27,7 @@ from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.trajectories import Trajectories
 
-TILE = 8  # matrix products are a quarter faster with 24 rows than with 22
+STEPS_AT_ONCE = 32  # more cost more arithmetic than they save calls
 NUM_CENTERED = 1000  # trajectories whose mean reward is the center
 MAXIMA = ("max_reward", "max_feature", "max_feature_norm", "rounding")
 
@@ -124,7 +124,7 @@ def sum_trajectories(
     """Sum over the trajectories of one chunk.
 
     Args:
-        trajectories: of H steps each.
+        trajectories: of H steps each; their rewards are overwritten.
         estimator: "gpomdp", or "reinforce", for which the steps are summed first.
         discount: gamma.
         buffers: where the large arrays are put. Default: new ones.
@@ -139,52 +139,67 @@ def sum_trajectories(
     scores, rewards = trajectories.scores, trajectories.rewards
     buffers = buffers or Buffers(scores.dtype, scores.device)
     discounts = discount ** torch.arange(len(rewards), dtype=torch.float64)
-    low, high = rewards.aminmax()
+    low, high = map(float, rewards.aminmax())
+    if not math.isfinite(high - low):
+        raise InputError(_not_finite(rewards))
     means = rewards[:, :NUM_CENTERED].mean(1)
-    centered = torch.sub(rewards, means[:, None], out=buffers.take("centered", *rewards.shape))
+    rewards.sub_(means[:, None])
     center = discounts * means.double().cpu()
-    returns = discounts.to(rewards) @ centered
+    returns = discounts.to(rewards) @ rewards
     if estimator == "reinforce":
         center = center.sum(0, keepdim=True)
-        rows, weighted = _fill_rows(scores.sum(0, keepdim=True), returns[None], torch.ones(1), buffers)
+        rows, weighted = _fill_rows(scores.sum(0, keepdim=True), returns[None].clone(), torch.ones(1), buffers)
     else:
-        rows, weighted = _fill_rows(scores, centered, discounts, buffers)
-    num_used = weighted.shape[1] + 2
-    gram = _gram(rows)[:, :num_used, :num_used].double().cpu()
+        rows, weighted = _fill_rows(scores, rewards, discounts, buffers)
+    gram = _gram(rows).double().cpu()
     if not math.isfinite(float(gram.sum())):
-        raise InputError(_not_finite(rewards))
+        raise InputError("the policy's scores must be finite; got NaN or infinity. Check the features and the states.")
+    wide = returns.double()
     sums = TrajectorySums(
         center=center,
         gram=gram,
         weighted_rewards=weighted.cpu(),
-        returns=float(returns.sum(dtype=torch.float64)),
-        squared_returns=float(returns.double().square().sum()),
+        returns=float(wide.sum()),
+        squared_returns=float(wide @ wide),
         num_trajectories=trajectories.num_trajectories,
-        min_reward=float(low),
-        max_reward=float(high),
+        min_reward=low,
+        max_reward=high,
         max_feature=trajectories.max_feature,
         max_feature_norm=trajectories.max_feature_norm,
         num_ended_early=trajectories.num_ended_early,
         rounding=torch.finfo(scores.dtype).eps,
     )
-    return sums, rows[: num_used - 1]
+    return sums, rows[:-1]
 
 
 def _fill_rows(scores: Tensor, rewards: Tensor, discounts: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
-    """Return (rows, m, N) of C_1, ..., C_H, A, 1 and zeros, and (m, H) of C_t^2 q_t summed over trajectories."""
+    """Return (H + 2, m, N) of C_1, ..., C_H, A and 1, and (m, H) of C_t^2 q_t summed over trajectories.
+
+    The rewards are overwritten.
+    """
     num_steps, num_components, num = scores.shape
-    padded = buffers.take("rows", -(-(num_steps + 2) // TILE) * TILE, num_components, num)
-    padded[num_steps + 2 :].zero_()
-    rows = padded[: num_steps + 2]
-    *summed, total, ones = rows.unbind()
-    before = ones.zero_()
-    for now, score in zip(summed, scores, strict=True):
-        before = torch.add(before, score, out=now)
-    ones.fill_(1)
-    products = torch.mul(rows[:-2], rewards[:, None], out=buffers.take("products", *scores.shape))
-    torch.mv(products.view(num_steps, -1).T, discounts.to(products), out=total.view(-1))
-    weighted = products.mul_(rows[:-2]).sum(2).double()
-    return padded, (weighted * discounts.to(weighted)[:, None]).T
+    rows = buffers.take("rows", num_steps + 2, num_components, num)
+    summed, total = rows[:-2], rows[-2]
+    rows[-1].fill_(1)
+    _sum_up(scores.flatten(1), summed.flatten(1))
+    if num_components == 1:
+        products = rewards[:, None].mul_(summed)
+    else:
+        products = torch.mul(summed, rewards[:, None], out=buffers.take("products", *scores.shape))
+    torch.mv(products.flatten(1).T, discounts.to(products), out=total.view(-1))
+    weighted = products.mul_(summed).sum(2).double()
+    return rows, (weighted * discounts.to(weighted)[:, None]).T
+
+
+def _sum_up(values: Tensor, out: Tensor) -> None:
+    """Write the running sums of (H, n) values, by matrix products: one call where `add` takes one per step."""
+    triangle = torch.ones(STEPS_AT_ONCE, STEPS_AT_ONCE, dtype=values.dtype, device=values.device).tril()
+    for start in range(0, values.shape[0], STEPS_AT_ONCE):
+        part = values[start : start + STEPS_AT_ONCE]
+        size = part.shape[0]
+        sums = torch.mm(triangle[:size, :size], part, out=out[start : start + size])
+        if start > 0:
+            sums.add_(out[start - 1])
 
 
 def _gram(rows: Tensor) -> Tensor:
@@ -194,8 +209,6 @@ def _gram(rows: Tensor) -> Tensor:
 
 def _not_finite(rewards: Tensor) -> str:
     bad = ~rewards.isfinite()
-    if not bool(bad.any()):
-        return "the policy's scores must be finite; got NaN or infinity. Check the features and the states."
     step = int(bad.any(1).nonzero()[0])
     value = float(rewards[step][bad[step]][0])
     return f"rewards must be finite; got {value} at step {step}. Check the environment and the policy."
