@@ -1,8 +1,9 @@
 """The study of large batches: parts in their order, what stays of earlier results, verdicts from made-up runs."""
 
-import importlib.util
 import json
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +14,16 @@ STUDY = Path(__file__).parent.parent / "studies" / "hoffer_2017_train_longer"
 
 @pytest.fixture(scope="module")
 def study():
+    """All names of the study's modules, which are forgotten afterwards."""
     pytest.importorskip("matplotlib")
-    sys.path.insert(0, str(STUDY.parent))
-    spec = importlib.util.spec_from_file_location("hoffer_2017_study", STUDY / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hoffer_2017_study"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(STUDY.parent))
+    names = [path.stem for path in STUDY.glob("*.py")]
+    for name in names:
+        sys.modules.pop(name, None)  # another study's
+    sys.path[:0] = [str(STUDY), str(STUDY.parent)]
+    yield SimpleNamespace(**{key: value for name in names for key, value in vars(import_module(name)).items()})
+    del sys.path[:2]
+    for name in names:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +127,12 @@ def test_longer_training_alone_is_no_postponed_drop(study):
 
 def test_the_rule_for_adamw_is_put_beside_the_small_batch(study):
     found = {("adamw at 512", "sqrt", 512, 1.0): cell(study, 88.0), ("adamw at 64", "none", 64, 1.0): cell(study, 88.1)}
-    assert {claim.id: claim.verdict for claim in study.judge(found)} == {"adam-keeps": "partly"}
+    assert {claim.id: claim.verdict for claim in study.judge_orderings(found)} == {"adam-keeps": "partly"}
 
 
 def laws_of(study, *differences):
     fit = study.fit_distance_law([10, 20, 40, 80], [1.0, 2.0, 2.9, 4.1])
-    return tuple(study.replace(fit, aicc_difference=each, r2_log=0.9, r2_power=0.8) for each in differences)
+    return tuple(replace(fit, aicc_difference=each, r2_log=0.9, r2_power=0.8) for each in differences)
 
 
 def test_seeds_that_leave_the_law_open_decide_it_together(study):
