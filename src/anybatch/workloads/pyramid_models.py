@@ -15,6 +15,8 @@ from anybatch.workloads.torchvision_sets import import_torchvision
 
 WIDTHS = (16, 32, 64, 96)  # of the four stages of the backbone
 NUM_PYRAMID_CHANNELS = 32
+BACKGROUND_SHARE = 0.83  # of the pixels of a scene
+NUM_GROUPS = 4  # of the semantic head's norms
 NUM_HIDDEN = 128  # of the box head
 MEAN, STD = 0.3, 0.17  # of the pixels of a scene
 # modules of torchvision's detectors, as `find_predictor_modules` finds them
@@ -97,7 +99,7 @@ class SemanticFPN(nn.Module):
 
     Source:
         Kirillov et al. 2019, "Panoptic Feature Pyramid Networks", section 3.1. Differs: one convolution per level,
-        bilinear steps in one go, no group norm.
+        bilinear steps in one go, groups of 8 channels; the classifier starts at the classes' shares, as RetinaNet's.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -120,8 +122,9 @@ class SemanticHead(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = NUM_PYRAMID_CHANNELS
-        self.levels = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in WIDTHS)
+        self.levels = nn.ModuleList(_normalized_convolution(channels) for _ in WIDTHS)
         self.classify = nn.Conv2d(channels, num_classes, 1)
+        _start_at_shares(self.classify)
 
     def forward(self, pyramid: dict[str, Tensor], size: torch.Size) -> Tensor:
         """Return logits (N, classes, *size) of a pyramid, finest level first; levels beyond the four are not used."""
@@ -227,6 +230,24 @@ def _backbone() -> nn.Module:
     named = {"stem": stem, **{f"stage{index}": stage for index, stage in enumerate(stages, start=1)}}
     levels = {f"stage{index}": str(index - 1) for index in range(1, len(WIDTHS) + 1)}
     return utilities.BackboneWithFPN(nn.Sequential(OrderedDict(named)), levels, list(WIDTHS), NUM_PYRAMID_CHANNELS)
+
+
+def _start_at_shares(classify: Any) -> None:
+    """Let a classifier of pixels predict every class by its share in the scenes, whatever it sees.
+
+    From PyTorch's own start the first updates do little but find these shares, and with a rising rate and momentum run
+    past them by far.
+    """
+    num_things = classify.out_channels - 1
+    shares = torch.tensor([BACKGROUND_SHARE, *[(1 - BACKGROUND_SHARE) / num_things] * num_things])
+    nn.init.normal_(classify.weight, std=0.01)
+    with torch.no_grad():
+        classify.bias.copy_(shares.log())
+
+
+def _normalized_convolution(num_channels: int) -> nn.Module:
+    convolution = nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(NUM_GROUPS, num_channels))
 
 
 def _stage(num_in: int, num_out: int) -> nn.Module:
