@@ -63,6 +63,44 @@ def test_options_reach_the_layers(run):
     assert "note: weights are centred in 1 layers: 0" in out
 
 
+class Detector(nn.Module):
+    """A traceable body, and a head that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, features):
+        body = self.body(features)
+        return self.head(body) if float(body.detach().sum()) < 1e9 else body
+
+
+def of_parts():
+    return normed(model=Detector)
+
+
+def test_a_part_of_a_model_is_converted_alone(run, tmp_path):
+    path = tmp_path / "out.pt"
+    code, out, err = run(f"{FILE}:of_parts", "--to", "kalman", "--part", "body", "--save", path)
+    assert (code, err) == (0, "")
+    assert out.startswith("layers replaced: 2, kind: kalman")
+    assert "layers with a prior: 1 of 2" in out
+    assert torch.load(path, weights_only=True).keys() - Detector().state_dict().keys() == {"body.4.prior_logit"}
+    code, out, _ = run(f"{FILE}:of_parts", "--to", "ghost", "--part", "head.0", "--save", path)
+    assert code == 0
+    assert out.startswith("layers replaced: 1, kind: ghost")
+    assert torch.load(path, weights_only=True).keys() == Detector().state_dict().keys()
+
+
+def test_a_part_that_is_not_there_is_refused(run):
+    code, _, err = run(f"{FILE}:of_parts", "--to", "ghost", "--part", "neck", "--dry-run")
+    assert code == 2
+    assert "--part must name a module of the model; got 'neck'. The model consists of body, head." in " ".join(
+        err.split()
+    )
+
+
 def test_a_model_without_batch_norm_says_so(run):
     code, out, _ = run(f"{FILE}:without_norms", "--to", "group", "--dry-run")
     assert code == 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from anybatch.cli import common_options as common
 from anybatch.cli import convert_options as own
@@ -22,6 +23,7 @@ from anybatch.workloads import load_workload
 def convert(
     workload: own.Workload,
     to: own.To,
+    part: own.Part = None,
     dry_run: own.DryRun = False,
     checkpoint: own.Checkpoint = None,
     save: own.Save = None,
@@ -33,6 +35,8 @@ def convert(
 
     [b]anybatch convert f1-fashion-mnist --to group --dry-run[/b]
 
+    [b]anybatch convert scenes-faster-rcnn --to kalman --part backbone.body --dry-run[/b]
+
     [b]anybatch convert path/to/file.py:function --to batch_renorm --checkpoint model.pt --save renorm.pt[/b]
     """
     if dry_run == (save is not None):
@@ -42,10 +46,22 @@ def convert(
     model = start_training(given, Runtime(torch.device("cpu")), seed=0).model
     if checkpoint is not None:
         put_weights(model, load_weights(checkpoint))
-    conversion = convert_model(model, to, example_inputs=find_example_inputs(given, model), **_options(option or []))
+    module = _part_of(model, part)
+    inputs = find_example_inputs(given, model, module)
+    conversion = convert_model(module, to, example_inputs=inputs, **_options(option or []))
+    if part is not None:
+        model.set_submodule(part, conversion.model)
     Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
     if save is not None:
-        torch.save(conversion.model.state_dict(), save)
+        torch.save(model.state_dict() if part else conversion.model.state_dict(), save)
+
+
+def _part_of(model: nn.Module, name: str | None) -> nn.Module:
+    modules = dict(model.named_modules())
+    if name is not None and name not in modules:
+        known = ", ".join(name for name, _ in model.named_children())
+        raise InputError(f"--part must name a module of the model; got {name!r}. The model consists of {known}.")
+    return modules[name or ""]
 
 
 def _options(given: list[str]) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from anybatch.nn.conversion_targets import Kind
 
 Workload = Annotated[str, typer.Argument(help=f"{WORKLOAD}.")]
 To = Annotated[Kind, typer.Option(help="What batch norm becomes.")]
+Part = Annotated[
+    str | None, typer.Option(help="Convert this module of the model alone, such as backbone.body of a detector.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to convert. \\[default: fresh ones]")]
 Save = Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")]

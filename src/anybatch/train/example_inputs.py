@@ -17,15 +17,18 @@ class _SeenError(Exception):
     """The inputs are known, and nothing needs to be computed."""
 
 
-def find_example_inputs(workload: Workload, model: nn.Module) -> tuple[Any, ...] | None:
-    """Return what a workload's loss hands to its model for two samples, without running the model.
+def find_example_inputs(workload: Workload, model: nn.Module, part: nn.Module | None = None) -> tuple[Any, ...] | None:
+    """Return what a workload's loss hands to its model for two samples, or the model to a part of it.
+
+    The model runs up to where the inputs are known.
 
     Args:
         workload: whose loss is called.
         model: the workload's; left as it was.
+        part: a module of the model. Default: the model itself.
 
     Returns:
-        Positional arguments; None where some are named, or the loss does not call the model itself.
+        Positional arguments; None where some are named, or the loss does not call the model or the part itself.
 
     Example:
         >>> from anybatch.workloads import load_workload
@@ -41,7 +44,7 @@ def find_example_inputs(workload: Workload, model: nn.Module) -> tuple[Any, ...]
         found.extend([] if named else [inputs])
         raise _SeenError
 
-    handle = model.register_forward_pre_hook(take, with_kwargs=True)
+    handle = (part or model).register_forward_pre_hook(take, with_kwargs=True)
     try:
         with preserved(model), torch.no_grad():
             workload.loss(model, batch)
