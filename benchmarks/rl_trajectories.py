@@ -3,7 +3,7 @@
 The one-dimensional LQG task at horizon 20, G(PO)MDP. Beside it NumPy's Generator draws as many float64 normals, 20 per
 trajectory, on as many threads; and a scalar environment from `gymnasium.make` is stepped by a loop. Ours and NumPy's
 are timed in turn, by the wall clock and by the processor's, which other work on the machine disturbs less; the loop
-by the processor's. Memory is the peak of a process of its own over what it held after import.
+by the wall clock. Memory is the peak of a process of its own over what it held after import.
 
     python benchmarks/rl_trajectories.py --json benchmarks/results/rl_trajectories.json
 """
@@ -57,12 +57,12 @@ class ScalarLQG(gymnasium.Env):
 
 
 def loop_seconds(num_trajectories: int) -> float:
-    """Return the processor's seconds of a scalar loop that keeps scores and rewards, without what is made of them."""
+    """Return the seconds of a scalar loop that keeps scores and rewards, without what is made of them."""
     gymnasium.register("ScalarLQG-v0", entry_point=lambda **_: ScalarLQG(), max_episode_steps=HORIZON)
     env, rng = gymnasium.make("ScalarLQG-v0"), np.random.default_rng(0)
     scores, rewards = np.empty((num_trajectories, HORIZON)), np.empty((num_trajectories, HORIZON))
     env.reset(seed=0)
-    started = time.process_time()
+    started = time.perf_counter()
     for n in range(num_trajectories):
         state, _ = env.reset()
         for t in range(HORIZON):
@@ -70,7 +70,7 @@ def loop_seconds(num_trajectories: int) -> float:
             scores[n, t] = (noise * state).item()
             action = np.clip(WEIGHT * state + noise, -2.0, 2.0)
             state, rewards[n, t], _, _, _ = env.step(action)
-    seconds = time.process_time() - started
+    seconds = time.perf_counter() - started
     gymnasium.registry.pop("ScalarLQG-v0")
     return seconds
 

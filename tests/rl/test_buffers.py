@@ -1,9 +1,12 @@
 """Buffers are lent again, never twice at once, and what is summed in them does not depend on who had them before."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
+from anybatch.errors import InputError
 from anybatch.rl import LQG, GaussianPolicy, GradientAccumulator, Trajectories, estimate_gradient
 from anybatch.rl.buffers import Buffers, borrowed
 from anybatch.rl.trajectory_sums import STEPS_AT_ONCE
@@ -12,7 +15,7 @@ from anybatch.rl.trajectory_sums import STEPS_AT_ONCE
 def test_memory_is_kept_for_any_shape_that_fits():
     buffers = Buffers(torch.float32)
     large = buffers.take("a", 4, 6)
-    assert buffers.take("a", 4, 6) is large
+    assert buffers.take("a", 4, 6).data_ptr() == large.data_ptr()
     small = buffers.take("a", 2, 3)
     assert small.shape == (2, 3)
     assert small.data_ptr() == large.data_ptr()
@@ -21,30 +24,50 @@ def test_memory_is_kept_for_any_shape_that_fits():
 
 
 def test_buffers_are_lent_to_one_at_a_time_and_again():
-    with borrowed(torch.float32) as first, borrowed(torch.float32) as second:
+    with borrowed() as first, borrowed() as second:
         assert first is not second
-    with borrowed(torch.float32) as again:
+    with borrowed() as again:
         assert again is first or again is second
-    with borrowed(torch.float64) as other:
-        assert other.dtype == torch.float64
 
 
-def test_estimates_in_many_threads_equal_those_alone():
-    env, seeds = LQG(), range(4)
-    alone = [estimate_gradient(env, GaussianPolicy(-0.3), 3000, seed=seed, need_ranges=True) for seed in seeds]
-    found = {}
+def test_buffers_come_back_from_a_chunk_that_failed():
+    with borrowed() as known:
+        pass
+    wild = GaussianPolicy(-0.3, features=lambda states: states / 0)
+    with pytest.raises(InputError, match="must be finite"):
+        estimate_gradient(LQG(), wild, 1000, seed=0)
+    with borrowed() as again:
+        assert again is known
 
-    def estimate(seed: int) -> None:
-        found[seed] = estimate_gradient(env, GaussianPolicy(-0.3), 3000, seed=seed, need_ranges=True, chunk_size=3000)
 
-    threads = [threading.Thread(target=estimate, args=(seed,)) for seed in seeds]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+@pytest.mark.parametrize("size", [1, 2])
+def test_estimates_in_many_threads_equal_those_alone(size):
+    env, policy, seeds = LQG(size=size), GaussianPolicy(-0.3 * torch.eye(size)), range(8)
+
+    def estimate(seed):
+        options = {"need_ranges": True, "chunk_size": 400, "num_workers": 1 + seed % 2}
+        return estimate_gradient(env, policy, 4000, seed=seed, **options)
+
+    alone = [estimate(seed) for seed in seeds]
+    start = threading.Barrier(len(seeds))
+
+    def estimate_with_others(seed):
+        start.wait(60)
+        return [estimate(seed) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        found = list(pool.map(estimate_with_others, seeds))
     for seed in seeds:
-        assert torch.equal(found[seed].gradient, alone[seed].gradient)
-        assert torch.equal(found[seed].ranges, alone[seed].ranges)
+        for estimated in found[seed]:
+            assert torch.equal(estimated.gradient, alone[seed].gradient)
+            assert torch.equal(estimated.ranges, alone[seed].ranges)
+
+
+def test_a_task_without_costs_has_no_rewards_of_the_one_before():
+    policy = GaussianPolicy(-0.3)
+    estimate_gradient(LQG(), policy, 1000, seed=0)
+    free = estimate_gradient(LQG(state_cost=0.0, action_cost=0.0), policy, 1000, seed=0)
+    assert (free.mean_return, free.min_reward, free.max_reward) == (0.0, 0.0, 0.0)
 
 
 def test_trajectories_that_are_added_stay_as_they_are():

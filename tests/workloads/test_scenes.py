@@ -1,6 +1,7 @@
 """The dense-prediction workloads: losses, modules and metrics on scenes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from anybatch.stats import find_predictor_modules, group_parameters
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training, train
 from anybatch.workloads import load_workload
+from anybatch.workloads.pyramid_models import BACKGROUND_SHARE
 from anybatch.workloads.scenes import collate_scenes
 
 NAMES = [name for name in WORKLOADS if name.startswith("scenes-")]
@@ -83,3 +85,25 @@ def test_training_and_evaluation_scenes_are_of_other_items_and_places():
     workload = load_workload("scenes-semantic-fpn", data_root=DATA)
     assert (len(workload.train_set), len(workload.eval_set)) == (4096, 512)
     assert not torch.equal(workload.train_set[0][0], workload.eval_set[0][0])
+
+
+@needs_data
+def test_the_docs_tell_how_many_parameters_there_are(workload):
+    count = sum(parameter.numel() for parameter in workload.model().parameters())
+    table = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text()
+    (row,) = [line for line in table.splitlines() if line.startswith(f"| `{workload.name}`")]
+    assert f"| {count:,} |" in row
+
+
+@needs_data
+def test_a_fresh_segmenter_predicts_the_shares_of_the_classes():
+    workload = load_workload("scenes-semantic-fpn", data_root=DATA)
+    images, targets = collate_scenes([workload.train_set[index] for index in range(64)])
+    labels = torch.stack([target["semantic"] for target in targets])
+    assert (labels == 0).double().mean().item() == pytest.approx(BACKGROUND_SHARE, abs=0.03)
+    torch.manual_seed(0)
+    model = workload.model()
+    with torch.no_grad():
+        shares = model(images).softmax(1).mean((0, 2, 3))
+    assert shares[0].item() == pytest.approx(BACKGROUND_SHARE, abs=0.03)
+    assert shares[1:].tolist() == pytest.approx([(1 - BACKGROUND_SHARE) / 10] * 10, rel=0.3)

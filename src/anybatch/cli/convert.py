@@ -12,6 +12,7 @@ from anybatch.cli import common_options as common
 from anybatch.cli import convert_options as own
 from anybatch.cli.outputs import check_writable
 from anybatch.errors import InputError
+from anybatch.nn.conversion_targets import TARGETS
 from anybatch.nn.convert import convert as convert_model
 from anybatch.train.checkpoint import load_weights, put_weights
 from anybatch.train.example_inputs import find_example_inputs
@@ -46,22 +47,24 @@ def convert(
     model = start_training(given, Runtime(torch.device("cpu")), seed=0).model
     if checkpoint is not None:
         put_weights(model, load_weights(checkpoint))
-    module = _part_of(model, part)
-    inputs = find_example_inputs(given, model, module)
+    module = model if part is None else _part_of(model, part)
+    inputs = find_example_inputs(given, model, module) if TARGETS[to].is_wired else None
     conversion = convert_model(module, to, example_inputs=inputs, **_options(option or []))
-    if part is not None:
+    if part is None:
+        model = conversion.model
+    else:
         model.set_submodule(part, conversion.model)
     Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
     if save is not None:
-        torch.save(model.state_dict() if part else conversion.model.state_dict(), save)
+        torch.save(model.state_dict(), save)
 
 
-def _part_of(model: nn.Module, name: str | None) -> nn.Module:
-    modules = dict(model.named_modules())
-    if name is not None and name not in modules:
+def _part_of(model: nn.Module, name: str) -> nn.Module:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if not name or name not in modules:
         known = ", ".join(name for name, _ in model.named_children())
         raise InputError(f"--part must name a module of the model; got {name!r}. The model consists of {known}.")
-    return modules[name or ""]
+    return modules[name]
 
 
 def _options(given: list[str]) -> dict[str, Any]:

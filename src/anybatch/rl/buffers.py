@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 
 class Buffers:
-    """Tensors by name, in memory that is kept. What is taken holds whatever was written there last.
+    """Memory by name, which is kept. What is taken holds whatever was written there last.
 
     Fresh memory costs a page fault per 4 KB, which took longer than the arithmetic of a chunk.
 
@@ -25,48 +24,43 @@ class Buffers:
         self.dtype = dtype
         self.device = torch.device(device)
         self._memory: dict[str, Tensor] = {}
-        self._taken: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return the tensor of a name, its values left as they are.
+        """Return a tensor in the memory of a name, its values left as they are.
 
         Args:
-            name: whose memory it is.
-            shape: new memory is taken where the last was too small.
+            name: whose memory it is; all tensors that were taken by it lie there.
+            shape: where it does not fit, new memory takes the place of the old.
 
         Returns:
             Of that shape.
         """
-        taken = self._taken.get(name)
-        if taken is None or taken.shape != shape:
-            taken = self._taken[name] = self._memory_of(name, math.prod(shape)).view(shape)
-        return taken
-
-    def _memory_of(self, name: str, size: int) -> Tensor:
-        memory = self._memory.get(name)
-        if memory is None or memory.shape[0] < size:
-            memory = self._memory[name] = torch.empty(size, dtype=self.dtype, device=self.device)
-        return memory[:size]
+        size = math.prod(shape)
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory.pop(name, None)
+            self._memory[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self._memory[name][:size].view(shape)
 
 
-_FREE: defaultdict[torch.dtype, list[Buffers]] = defaultdict(list)
+_FREE: list[Buffers] = []
 
 
 @contextmanager
-def borrowed(dtype: torch.dtype) -> Iterator[Buffers]:
-    """Lend buffers on the CPU, which are kept for the next borrower, in this thread or another.
+def borrowed() -> Iterator[Buffers]:
+    """Lend buffers of float32 on the CPU, which are kept for the next borrower, in this thread or another.
 
-    There are never more than were lent at once.
-
-    Args:
-        dtype: of all tensors.
+    As many are kept as were lent at once, each as large as its largest chunk: some 20 MB of the default one. They are
+    made in inference mode, and only there can they be written to.
 
     Yields:
         The buffers.
     """
-    free = _FREE[dtype]
-    buffers = free.pop() if free else Buffers(dtype)
     try:
-        yield buffers
+        buffers = _FREE.pop()
+    except IndexError:
+        buffers = Buffers(torch.float32)
+    try:
+        with torch.inference_mode():
+            yield buffers
     finally:
-        free.append(buffers)
+        _FREE.append(buffers)

@@ -120,7 +120,8 @@ class GradientAccumulator:
     def add_sums(self, sums: TrajectorySums, rows: Tensor | None) -> None:
         """Add what `sum_trajectories` returned, perhaps in another thread."""
         self.sums = sums if self.sums is None else self.sums + sums
-        if self._rows is not None and rows is not None:
+        if self._rows is not None:
+            assert rows is not None
             self._rows.append(rows, sums.center)
 
     def estimate(self) -> GradientEstimate:

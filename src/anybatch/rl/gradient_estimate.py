@@ -14,13 +14,12 @@ from torch import Tensor
 from anybatch.decide.argument_checks import require_choice, require_count
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
-from anybatch.rl.buffers import Buffers, borrowed
+from anybatch.rl.buffers import borrowed
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
 from anybatch.rl.gymnasium_rollout import check_spaces, roll_out_gymnasium
 from anybatch.rl.native_env import NativeVectorEnv
 from anybatch.rl.policy import Policy, Score
 from anybatch.rl.rollout import EarlyEnd, roll_out
-from anybatch.rl.trajectories import Trajectories
 from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
 from anybatch.seeds import derive_seed
 
@@ -159,44 +158,37 @@ class GradientBatch:
             while pending:
                 yield pending.popleft().result()
 
-    @torch.inference_mode()
     def _sum_chunk(self, index: int, size: int) -> tuple[TrajectorySums, Tensor | None]:
         """Return the sums over a chunk, and its rows where they are needed."""
-        with borrowed(self._dtype) as buffers:
-            trajectories = self._roll_out(index, size, buffers)
-            sums, rows = sum_trajectories(
-                trajectories, self._accumulator.estimator, self._accumulator.discount, buffers
-            )
-            return sums, rows.clone() if self._accumulator.need_ranges else None
-
-    def _roll_out(self, index: int, size: int, buffers: Buffers) -> Trajectories:
         start = derive_seed(self._seed, "initial states", index)
         noise = derive_seed(self._seed, "actions", index)
+        about = self._accumulator.estimator, self._accumulator.discount
         if isinstance(self._env, NativeVectorEnv):
-            return roll_out(
-                self._env.dynamics,
+            with borrowed() as buffers:
+                trajectories = roll_out(
+                    self._env.dynamics,
+                    self._policy,
+                    size,
+                    self._horizon,
+                    start_seed=start,
+                    noise_seed=noise,
+                    score=self._score,
+                    early_end=self._early_end,
+                    buffers=buffers,
+                )
+                sums, rows = sum_trajectories(trajectories, *about, buffers)
+                return sums, rows.clone() if self._accumulator.need_ranges else None
+        with torch.inference_mode():
+            trajectories = roll_out_gymnasium(
+                self._env,
                 self._policy,
-                size,
                 self._horizon,
-                start_seed=start,
+                start_seed=start % NUM_SEEDS_OF_GYMNASIUM,
                 noise_seed=noise,
                 score=self._score,
                 early_end=self._early_end,
-                buffers=buffers,
             )
-        return roll_out_gymnasium(
-            self._env,
-            self._policy,
-            self._horizon,
-            start_seed=start % NUM_SEEDS_OF_GYMNASIUM,
-            noise_seed=noise,
-            score=self._score,
-            early_end=self._early_end,
-        )
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return torch.float32 if isinstance(self._env, NativeVectorEnv) else torch.float64
+            return sum_trajectories(trajectories, *about)
 
 
 def whole_chunks(env: VectorEnv, num_trajectories: int) -> int:

@@ -140,7 +140,7 @@ def sum_trajectories(
     buffers = buffers or Buffers(scores.dtype, scores.device)
     discounts = discount ** torch.arange(len(rewards), dtype=torch.float64)
     low, high = map(float, rewards.aminmax())
-    if not math.isfinite(high - low):
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(_not_finite(rewards))
     means = rewards[:, :NUM_CENTERED].mean(1)
     rewards.sub_(means[:, None])

@@ -44,7 +44,7 @@ def find_example_inputs(workload: Workload, model: nn.Module, part: nn.Module | 
         found.extend([] if named else [inputs])
         raise _SeenError
 
-    handle = (part or model).register_forward_pre_hook(take, with_kwargs=True)
+    handle = (model if part is None else part).register_forward_pre_hook(take, with_kwargs=True)
     try:
         with preserved(model), torch.no_grad():
             workload.loss(model, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from anybatch.workloads.torchvision_sets import import_torchvision
 
 WIDTHS = (16, 32, 64, 96)  # of the four stages of the backbone
 NUM_PYRAMID_CHANNELS = 32
-BACKGROUND_SHARE = 0.83  # of the pixels of a scene
+BACKGROUND_SHARE = 0.83  # of the pixels of `SceneSet`'s scenes, as counted
 NUM_GROUPS = 4  # of the semantic head's norms
 NUM_HIDDEN = 128  # of the box head
 MEAN, STD = 0.3, 0.17  # of the pixels of a scene
@@ -232,17 +233,16 @@ def _backbone() -> nn.Module:
     return utilities.BackboneWithFPN(nn.Sequential(OrderedDict(named)), levels, list(WIDTHS), NUM_PYRAMID_CHANNELS)
 
 
-def _start_at_shares(classify: Any) -> None:
+def _start_at_shares(classify: nn.Conv2d) -> None:
     """Let a classifier of pixels predict every class by its share in the scenes, whatever it sees.
 
     From PyTorch's own start the first updates do little but find these shares, and with a rising rate and momentum run
     past them by far.
     """
-    num_things = classify.out_channels - 1
-    shares = torch.tensor([BACKGROUND_SHARE, *[(1 - BACKGROUND_SHARE) / num_things] * num_things])
+    assert classify.bias is not None
     nn.init.normal_(classify.weight, std=0.01)
-    with torch.no_grad():
-        classify.bias.copy_(shares.log())
+    nn.init.constant_(classify.bias, math.log((1 - BACKGROUND_SHARE) / max(1, classify.out_channels - 1)))
+    nn.init.constant_(classify.bias[:1], math.log(BACKGROUND_SHARE))
 
 
 def _normalized_convolution(num_channels: int) -> nn.Module:
