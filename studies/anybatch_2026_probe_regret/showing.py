@@ -129,6 +129,8 @@ def _draw_critical(axis: Axes, part: Mapping[str, Any]) -> None:
         if probe["critical_batch_size"]:
             axis.plot(rows[-1]["loss"], probe["critical_batch_size"], "C2*", ms=12, alpha=0.6)
     axis.set(xscale="log", yscale="log", xlabel="loss", ylabel=f"B_crit (averages in geometry {geometry})")
+    axis.set_xticks(losses, [f"{loss:.3g}" for loss in losses])
+    axis.minorticks_off()
     axis.invert_xaxis()
     axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.25, which="both")

@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from train.small_workloads import (
 
 import anybatch
 from anybatch import InputError, ProbeInterrupted, RunError
+from anybatch.probing.probe import ProbeSettings
 from anybatch.train.loop import start_training
 from anybatch.workloads import load_workload
 
@@ -162,7 +163,7 @@ def test_without_a_base_batch_size_there_is_no_advice_on_rates():
     assert not any(word in text for text in recommendation.settings.values() for word in ("lr=", "learning_rate"))
 
 
-def test_adam_gets_its_betas_and_a_warning_on_geometry():
+def test_adam_gets_its_betas_and_noise_in_its_own_geometry():
     def adam(model):
         return torch.optim.AdamW(model.parameters(), lr=0.01, betas=(0.9, 0.99))
 
@@ -170,7 +171,34 @@ def test_adam_gets_its_betas_and_a_warning_on_geometry():
     recommendation = result.recommendation
     assert recommendation.lr_scale == pytest.approx(2**0.5)
     assert recommendation.betas == pytest.approx((0.8, 0.98))
-    assert "noise in SGD's geometry" in [warning.cause for warning in result.warnings]
+    assert result.noise.average.geometry == "adam"
+    assert "in Adam's geometry" in result.noise.reason
+    assert "noise in SGD's geometry" not in [warning.cause for warning in result.warnings]
+
+
+def test_noise_of_other_optimizers_is_the_plain_gradient_s_and_is_said_to_be(tmp_path):
+    def rmsprop(model):
+        return torch.optim.RMSprop(model.parameters(), lr=0.01)
+
+    def adam(model):
+        return torch.optim.Adam(model.parameters(), lr=0.01)
+
+    torch.save(vectors_workload().model().state_dict(), tmp_path / "weights.pt")
+    for optimizer, options in ((rmsprop, {}), (adam, {"checkpoint": tmp_path / "weights.pt"})):
+        result = probed(vectors_workload(optimizer=optimizer), batch_size=32, **options)
+        assert result.noise.average.geometry == "sgd"
+        assert "noise in SGD's geometry" in [warning.cause for warning in result.warnings]
+
+
+def test_kept_probes_of_plain_gradients_stay_where_they_were(tmp_path):
+    def adam(model):
+        return torch.optim.Adam(model.parameters(), lr=0.01)
+
+    for workload, settings in ((vectors_workload(), set()), (vectors_workload(optimizer=adam), {"geometry"})):
+        probed(workload, batch_size=32, runs=tmp_path / workload.optimizer.__name__)
+        (path,) = (tmp_path / workload.optimizer.__name__).glob("probe-*/config.json")
+        kept = json.loads(path.read_text())["probe"]
+        assert kept.keys() - {field.name for field in fields(ProbeSettings)} == settings
 
 
 def test_a_schedule_that_warms_up_leaves_the_advised_rate_alone():

@@ -372,6 +372,8 @@ def _why(runs: list[list[NoisePoint]], mean: NoiseScale, batch_size: int, share:
         text = f"the harmonic mean over a run of {path}; its interval is for this run, another seed would move it"
     else:
         text = f"the harmonic mean over {len(runs)} runs of {path}; its interval is from the spread between them"
+    if mean.geometry == "adam":
+        text += "; in Adam's geometry"
     return text if mean.value is not None else f"{text}; {mean.reason}"
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -31,6 +32,8 @@ from anybatch.probing.result import ProbeResult
 from anybatch.probing.stored_probe import probe_once
 from anybatch.probing.throughput import measure_throughput
 from anybatch.seeds import derive_seed
+from anybatch.stats.geometry import geometry_of
+from anybatch.stats.moments import Geometry
 from anybatch.train.checkpoint import load_weights, put_weights
 from anybatch.train.environment import describe_environment
 from anybatch.train.loop import start_training
@@ -92,6 +95,9 @@ def probe(
 ) -> ProbeResult:
     """Measure a workload and recommend a batch size, with a reason for every number and intervals for the estimates.
 
+    The noise scale is that of the optimizer's own steps: Adam's geometry for Adam, AdamW, NAdam and RAdam, the plain
+    gradient for all others, and at a checkpoint.
+
     Under torchrun every rank calls it, after `torch.distributed.init_process_group`, and gets the same result.
 
     Args:
@@ -135,7 +141,10 @@ def probe(
     measured = _Probe(workload, runtime, settings, progress)
     if runs is None:
         return measured.run()
-    return probe_once(workload, runtime, runs, asdict(settings), measured.run)
+    about = asdict(settings)
+    if measured.geometry != "sgd":  # probes that were kept before there was another are of this one
+        about["geometry"] = measured.geometry
+    return probe_once(workload, runtime, runs, about, measured.run)
 
 
 class _Probe:
@@ -149,6 +158,14 @@ class _Probe:
         self.result = ProbeResult(workload.name, asdict(settings), describe_environment(runtime))
         self.min_micro_batch_size = 1
         self.weights: dict[str, torch.Tensor] | None = None
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """In which the noise is measured: the optimizer's own, unless weights come without its state."""
+        if self.settings.checkpoint is not None:
+            return "sgd"
+        with _with_sentence("check"):
+            return geometry_of(start_training(self.workload, Runtime(self.runtime.device), seed=0).optimizer)
 
     def run(self) -> ProbeResult:
         started = time.monotonic()
@@ -222,7 +239,9 @@ class _Probe:
             noise = measure_noise_at_checkpoint(self.workload, self.runtime, model, **common)
         else:
             workers = self.settings.num_workers
-            noise = measure_noise_along_runs(self.workload, self.runtime, num_workers=workers, **common)
+            noise = measure_noise_along_runs(
+                self.workload, self.runtime, num_workers=workers, geometry=self.geometry, **common
+            )
         self.result = replace(self.result, noise=noise)
 
     def recommend(self) -> None:
@@ -261,22 +280,29 @@ class _Probe:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Time a stage, and give what the user's code raises inside it a sentence."""
         self.progress(stage, 0.0)
         started = time.monotonic()
         try:
-            yield
-        except AnybatchError:
-            raise
-        except Exception as error:
-            what = "memory ran out" if is_out_of_memory(error) else type(error).__name__
-            raise RunError(f"{what} in {DOING[stage]}: {_first_line(error)}") from error
+            with _with_sentence(stage):
+                yield
         finally:
             seconds = {**self.result.seconds, stage: time.monotonic() - started}
             self.result = replace(self.result, seconds=seconds)
 
     def _partial(self) -> ProbeResult:
         return replace(self.result, partial=True)
+
+
+@contextmanager
+def _with_sentence(stage: str) -> Iterator[None]:
+    """Give what the user's code raises in a stage a sentence."""
+    try:
+        yield
+    except AnybatchError:
+        raise
+    except Exception as error:
+        what = "memory ran out" if is_out_of_memory(error) else type(error).__name__
+        raise RunError(f"{what} in {DOING[stage]}: {_first_line(error)}") from error
 
 
 def _check(settings: ProbeSettings, workload: Workload, runtime: Runtime) -> None:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from anybatch.errors import InputError
 from anybatch.stats.moments import Geometry, MeasuredGeometry
 
+OF_ADAM = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+
 
 class AdamPreconditioner:
     r"""What gradients are multiplied with to be seen as Adam's step sees them: (sqrt(v_hat) + eps)^(-1/2).
@@ -135,6 +137,23 @@ def resolve_geometry(
     if geometry != "sgd":
         raise InputError(f"geometry must be 'sgd' beside a preconditioner; got {geometry!r}. Leave one of the two out.")
     return own, "preconditioned"
+
+
+def geometry_of(optimizer: Optimizer) -> Geometry:
+    """Return in which coordinates an optimizer's step is about a plain gradient step.
+
+    Args:
+        optimizer: any.
+
+    Returns:
+        "adam" for those of torch whose state `AdamPreconditioner` reads, else "sgd".
+
+    Example:
+        >>> weights = [torch.nn.Parameter(torch.zeros(2))]
+        >>> geometry_of(torch.optim.AdamW(weights)), geometry_of(torch.optim.SGD(weights))
+        ('adam', 'sgd')
+    """
+    return "adam" if isinstance(optimizer, OF_ADAM) else "sgd"
 
 
 def choose_preconditioner(geometry: Geometry, optimizer: Optimizer | None) -> AdamPreconditioner | None:
