@@ -14,8 +14,8 @@ from train.small_workloads import CPU, cross_entropy, vectors_workload, weights_
 
 from anybatch import InputError, Milestones
 from anybatch.stats import MicroBatches
-from anybatch.train.data import SampleDraws
-from anybatch.train.loop import accumulate, require_scalar, start_training, to_device, train, train_step
+from anybatch.train.data import SampleDraws, to_device
+from anybatch.train.loop import accumulate, require_scalar, start_training, train, train_step
 from anybatch.train.plan import Plan
 from anybatch.workloads import load_workload
 

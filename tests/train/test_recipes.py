@@ -295,6 +295,22 @@ def test_a_recipe_of_a_norm_trains_with_its_layers_and_goes_on_from_its_state(re
     assert torch.equal(weights_of(second.model), weights_of(whole.model))
 
 
+def test_weight_decay_leaves_the_gains_that_a_norm_adds_alone():
+    def two_norms():
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+    def decayed(model):
+        return torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    workload = vectors_workload(model=two_norms, optimizer=decayed)
+    training = start_training(workload, CPU, seed=0, plan=planned("kalman", 16, workload=workload))
+    decay_of = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    decays = {name: decay_of.pop(id(parameter)) for name, parameter in training.model.named_parameters()}
+    assert decays.pop("4.prior_logit") == 0
+    assert set(decays.values()) == {0.1}
+    assert not decay_of  # nothing that the model no longer has
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

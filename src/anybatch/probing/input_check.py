@@ -14,8 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from anybatch.errors import InputError, RunError
 from anybatch.probing.memory_trials import is_out_of_memory
 from anybatch.stats.groups import group_parameters
-from anybatch.train.data import MicroBatch, SampleDraws, collate
-from anybatch.train.loop import accumulate, require_scalar, start_training, to_device
+from anybatch.train.data import MicroBatch, SampleDraws, collate, to_device
+from anybatch.train.loop import accumulate, require_scalar, start_training
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from anybatch.train.data import SampleDraws, collate
-from anybatch.train.loop import Training, start_training, to_device, train_step
+from anybatch.train.data import SampleDraws, collate, to_device
+from anybatch.train.loop import Training, start_training, train_step
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
 

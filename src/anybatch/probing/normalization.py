@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from anybatch.nn.conversion_targets import BATCH_TYPES, Kind
-from anybatch.train.data import SampleDraws
-from anybatch.train.loop import to_device
+from anybatch.train.data import SampleDraws, to_device
 from anybatch.train.preserve import preserved
 from anybatch.train.randomness import seeded
 from anybatch.train.runtime import Runtime

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from anybatch.errors import RunError
-from anybatch.train.data import MicroBatch, SampleDraws, step_batches
-from anybatch.train.loop import start_training, to_device, train_step
+from anybatch.train.data import MicroBatch, SampleDraws, step_batches, to_device
+from anybatch.train.loop import start_training, train_step
 from anybatch.train.plan import Plan
 from anybatch.train.progress import Progress
 from anybatch.train.runtime import Runtime

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
+from anybatch.apply.nested import map_nested
 from anybatch.apply.sample_stream import Keys, SampleStream, StreamShares
 from anybatch.errors import InputError
 from anybatch.seeds import derive_seed, mix_seeds
@@ -25,6 +27,23 @@ from anybatch.workload import Workload
 
 MicroBatch = tuple[Any, int]
 PartSizes = Callable[[int], list[int]]  # of the step that is so many after the first one
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of a nested batch; whatever else it holds stays as it is.
+
+    Args:
+        batch: tensors, mutable mappings, lists, tuples, named tuples, dataclasses, or objects with a `to` method.
+        device: where to.
+
+    Returns:
+        The same structure.
+    """
+    return map_nested(lambda leaf: _moved(leaf, device), batch, lambda value: hasattr(value, "to"))
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf.to(device)
 
 
 def near_equal_parts(total: int, largest: int) -> list[int]:

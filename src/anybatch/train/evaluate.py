@@ -16,8 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 from anybatch.apply.sample_stream import Keys
 from anybatch.seeds import derive_seed
 from anybatch.stats.groups import unwrap
-from anybatch.train.data import MicroBatch, SeededDataset, collate, size_of
-from anybatch.train.loop import to_device
+from anybatch.train.data import MicroBatch, SeededDataset, collate, size_of, to_device
 from anybatch.train.preserve import preserved
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from anybatch.train.data import SampleDraws
+from anybatch.train.data import SampleDraws, to_device
 from anybatch.train.preserve import preserved
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload
@@ -47,7 +47,7 @@ def find_example_inputs(workload: Workload, model: nn.Module, part: nn.Module | 
     handle = (model if part is None else part).register_forward_pre_hook(take, with_kwargs=True)
     try:
         with preserved(model), torch.no_grad():
-            workload.loss(model, batch)
+            workload.loss(model, to_device(batch, next(model.parameters()).device))
     except _SeenError:
         pass
     finally:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from anybatch.apply.sample_stream import Keys
-from anybatch.train.data import SeededDataset
-from anybatch.train.loop import Training, require_scalar, start_training, to_device
+from anybatch.train.data import SeededDataset, to_device
+from anybatch.train.loop import Training, require_scalar, start_training
 from anybatch.train.randomness import seeded
 from anybatch.train.runtime import Runtime
 from anybatch.workload import Workload

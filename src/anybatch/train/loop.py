@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from anybatch.apply.gradient_noise import GradientNoise
-from anybatch.apply.nested import map_nested
 from anybatch.apply.sample_scheduler import SampleScheduler
 from anybatch.decide.sample_schedule import SampleSchedule
 from anybatch.errors import InputError
@@ -22,7 +21,7 @@ from anybatch.nn.convert import convert
 from anybatch.seeds import derive_seed
 from anybatch.stats.groups import unwrap
 from anybatch.stats.sub_batches import SubBatchSource
-from anybatch.train.data import MicroBatch, size_of, step_batches
+from anybatch.train.data import MicroBatch, size_of, step_batches, to_device
 from anybatch.train.example_inputs import find_example_inputs
 from anybatch.train.module_rates import MeasuredRates
 from anybatch.train.plan import AS_IT_IS, LayerwisePlan, NormPlan, Plan
@@ -99,22 +98,15 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Pla
         raise InputError(f"model of a Workload must return an nn.Module; got {type(model).__name__}.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("the model must have a trainable parameter; got none. Set requires_grad on some.")
+    model = model.to(runtime.device)
+    optimizer = _optimizer_of(workload, model)
     if plan.ghost_batch_size is not None:
         model = convert(model, "ghost", ghost_batch_size=plan.ghost_batch_size).model
     if isinstance(plan, NormPlan):
         inputs = find_example_inputs(workload, model) if TARGETS[plan.norm].is_wired else None
-        model = convert(model, plan.norm, example_inputs=inputs, **dict(plan.norm_options)).model
+        model = convert(model, plan.norm, example_inputs=inputs, optimizer=optimizer, **dict(plan.norm_options)).model
     if plan.noise_variance:
         GradientNoise(model, plan.noise_variance)
-    model = model.to(runtime.device)
-    optimizer = workload.optimizer(model)
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer of a Workload must return an Optimizer; got {type(optimizer).__name__}.")
-    if not all("lr" in group for group in optimizer.param_groups):
-        raise InputError(
-            f"optimizer of a Workload must have a rate, lr, in each of its parameter groups; got "
-            f"{type(optimizer).__name__} without. Give it one, which may be 1."
-        )
     if isinstance(plan, LayerwisePlan) and plan.optimizer is not None and plan.optimizer_lr is not None:
         optimizer = make_optimizer(plan.optimizer, plan.optimizer_lr, optimizer)
     _set_hyperparameters(optimizer, plan)
@@ -126,6 +118,18 @@ def start_training(workload: Workload, runtime: Runtime, *, seed: int, plan: Pla
     if isinstance(plan, LayerwisePlan) and plan.agvm is not None:
         training.module_rates = MeasuredRates(plan.agvm, workload, model, optimizer)
     return training
+
+
+def _optimizer_of(workload: Workload, model: nn.Module) -> Optimizer:
+    optimizer = workload.optimizer(model)
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer of a Workload must return an Optimizer; got {type(optimizer).__name__}.")
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise InputError(
+            f"optimizer of a Workload must have a rate, lr, in each of its parameter groups; got "
+            f"{type(optimizer).__name__} without. Give it one, which may be 1."
+        )
+    return optimizer
 
 
 def train(
@@ -260,23 +264,6 @@ def require_scalar(loss: Any) -> Tensor:
     if not loss.requires_grad:
         raise InputError("loss of a Workload must depend on the model's parameters; it has no gradient.")
     return loss
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a nested batch; whatever else it holds stays as it is.
-
-    Args:
-        batch: tensors, mutable mappings, lists, tuples, named tuples, dataclasses, or objects with a `to` method.
-        device: where to.
-
-    Returns:
-        The same structure.
-    """
-    return map_nested(lambda leaf: _moved(leaf, device), batch, lambda value: hasattr(value, "to"))
-
-
-def _moved(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf.to(device)
 
 
 def _set_hyperparameters(optimizer: Optimizer, plan: Plan) -> None:
