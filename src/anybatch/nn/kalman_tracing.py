@@ -19,9 +19,9 @@ from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.moment_propagation import find_propagation_rule
 
 _HOW_TO_NAME_SOURCES = (
-    "Convert a part that can be traced, such as model.backbone, or name the sources of the layers: "
-    "sources={'bn2': [['bn1', torch.relu, 'conv2']]}, each path a layer or module whose output is known and what "
-    "follows it, several paths being added."
+    "Convert a part that can be traced, such as model.backbone (--part backbone on the command line), or name the "
+    "sources of the layers: sources={'bn2': [['bn1', torch.relu, 'conv2']]}, each path a layer or module whose output "
+    "is known and what follows it, several paths being added."
 )
 
 
