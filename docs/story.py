@@ -88,13 +88,19 @@ def measured(row: Row, results: Mapping[str, Any]) -> str:
 
 
 def fails(row: Row, results: Mapping[str, Any]) -> str:
-    """Return the figures of the first claim that did not hold, and how many others did not; or the row's limit."""
+    """Return the figures of the first claim that did not hold, and how many others did not.
+
+    Where all hold it is the row's limit, or what holds in part.
+    """
     claims = results.get("claims")
     if not claims:
         return UNKNOWN
-    missed = [claim for claim in claims if claim["verdict"] == "not"]
+    missed, in_part = ([claim for claim in claims if claim["verdict"] == verdict] for verdict in ("not", "partly"))
+    if not missed and row.limit:
+        return row.limit(results)
+    missed = missed or in_part
     if not missed:
-        return row.limit(results) if row.limit else NOTHING
+        return NOTHING
     others = f", and {len(missed) - 1} more" if len(missed) > 1 else ""
     return _figures(row, missed[0], results) + others
 

@@ -52,6 +52,15 @@ def test_nothing_that_failed_is_said_of_what_was_run_alone_unless_a_limit_is_kno
     assert story.fails(story.Row("", "", "study", (), story.price_of_safety), {}) == story.UNKNOWN
 
 
+def test_what_holds_in_part_is_shown_where_nothing_failed(story):
+    row = story.Row("data", "use", "study", ())
+    in_part = {**CLAIMS[1], "verdict": "partly"}
+    assert story.fails(row, {"claims": [CLAIMS[0], in_part]}).startswith(
+        "[partly](studies/study/README.md): less is more"
+    )
+    assert story.fails(row, {"claims": [in_part, CLAIMS[1]]}).startswith("[not]")
+
+
 def test_claims_are_counted_by_verdict(story):
     listed = [story.ListedClaim(str(n), "P", "here", "so.", (f"study/{n}",), None) for n in range(3)]
     findings = {"study/0": story.Finding("not", ""), "study/1": story.Finding("reproduced", "")}
