@@ -210,6 +210,9 @@ FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128, 24),
     "controls at 256": Control("segmentation at 256"),
+    "segmentation at 256, half the rate": replace(
+        _of_task("segmentation", SEGMENTATION, (LARGE,), 128)["segmentation at 256"], lr_factors=(0.5,), beyond=()
+    ),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
     **_followed("instances", DETECTION, DEFAULT, 64),
