@@ -38,6 +38,9 @@ def draw(found: Found, noise: Noise, folder: Path) -> None:
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
             axis.grid(alpha=0.25)
+        else:
+            axis.set_axis_off()
+            axis.text(0.5, 0.5, "not run yet", ha="center", transform=axis.transAxes)
     figure.savefig(folder / "figures.svg", metadata={"Date": None})
     plt.close(figure)
 
@@ -51,6 +54,8 @@ def _draw_accuracy(axis: Any, found: Found, task: str) -> None:
             sds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
             axis.errorbar(list(known), means, sds, label=recipe, capsize=3, marker="o")
     axis.set(xscale="log", xlabel="batch size", ylabel="points", title=task)
+    axis.set_xticks(list(STEPS[task]), [str(size) for size in STEPS[task]])
+    axis.minorticks_off()
 
 
 def _draw_noise(axis: Any, points: Sequence[dict[str, Any]], column: str) -> None:
