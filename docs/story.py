@@ -49,7 +49,7 @@ ROWS = (
         ("ra-1024", "ra-4096", "gap-4096")),
     Row("one or two samples per device", '`nn.convert(model, "kalman")`', "wang_2018_kalman_normalization",
         ("micro-kn-bn",)),
-    Row("a detector at a huge batch", "`anybatch.AGVM`", "xue_2022_agvm", ()),
+    Row("a detector at a huge batch", "`anybatch.AGVM`", "xue_2022_agvm", ("agvm-seg-256",)),
     Row("a policy that must not get worse", "`anybatch.rl.SafePolicyGradient`", "papini_2017_safe_policy_gradients",
         ("promise-empirical_bernstein",), price_of_safety),
 )  # fmt: skip
