@@ -1,6 +1,8 @@
 """The command line in this process: what it writes, and how it refuses."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,6 +222,24 @@ def test_debug_shows_where(run):
     assert "Traceback" in err
     assert "mean_loss" in err
     assert "Run again with --debug" not in err
+
+
+def test_a_rank_that_is_told_to_end_while_it_fails_still_says_why():
+    code = (
+        "import os, signal, sys; from anybatch.cli import launch;"
+        "launch._is_first_to_fail = lambda: os.kill(os.getpid(), signal.SIGTERM) is None;"
+        "from anybatch.cli.main import app; sys.exit(launch.run(app))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "methods"],
+        env={**os.environ, "WORLD_SIZE": "2", "RANK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("anybatch: ValueError: ")
+    assert done.stderr.endswith("(rank 1)\n")
 
 
 def test_a_failure_of_the_model_says_how_to_see_where(run):

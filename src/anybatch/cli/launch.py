@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ def run(app: typer.Typer) -> int:
     except Exception as error:
         hint = "" if debug else HINT
         message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error
+    if _ranks() > 1:  # torchrun sends SIGTERM as soon as one rank is gone; the message comes first
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if debug:
         traceback.print_exception(cause)
     _tell(LOST_RANK if _ranks() > 1 and is_of_a_lost_rank(cause) else message)
