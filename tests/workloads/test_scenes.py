@@ -13,8 +13,9 @@ from anybatch.registry import WORKLOADS
 from anybatch.stats import find_predictor_modules, group_parameters
 from anybatch.train.evaluate import evaluate
 from anybatch.train.loop import start_training, train
+from anybatch.train.plan import Plan
 from anybatch.workloads import load_workload
-from anybatch.workloads.pyramid_models import BACKGROUND_SHARE
+from anybatch.workloads.pyramid_models import BACKGROUND_SHARE, BOX_BACKGROUND_SHARE, build_faster_rcnn
 from anybatch.workloads.scenes import collate_scenes
 
 NAMES = [name for name in WORKLOADS if name.startswith("scenes-")]
@@ -107,3 +108,26 @@ def test_a_fresh_segmenter_predicts_the_shares_of_the_classes():
         shares = model(images).softmax(1).mean((0, 2, 3))
     assert shares[0].item() == pytest.approx(BACKGROUND_SHARE, abs=0.03)
     assert shares[1:].tolist() == pytest.approx([(1 - BACKGROUND_SHARE) / 10] * 10, rel=0.3)
+
+
+def test_a_fresh_box_head_predicts_the_share_of_the_background():
+    torch.manual_seed(0)
+    model = build_faster_rcnn(11, size=96).eval()
+    boxes = [torch.tensor([[10.0, 10.0, 40.0, 40.0], [30.0, 5.0, 90.0, 60.0]])] * 2
+    with torch.no_grad():
+        levels = model.backbone(torch.rand(2, 3, 96, 96))
+        pooled = model.roi_heads.box_roi_pool(levels, boxes, [(96, 96)] * 2)
+        logits, moves = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
+    shares = logits.softmax(1).mean(0)
+    assert shares[0].item() == pytest.approx(BOX_BACKGROUND_SHARE, abs=0.03)
+    assert shares[1:].tolist() == pytest.approx([(1 - BOX_BACKGROUND_SHARE) / 10] * 10, rel=0.3)
+    assert moves.abs().max() < 0.05
+
+
+@needs_data
+def test_faster_rcnn_stays_finite_at_twenty_times_its_rate():
+    workload = load_workload("scenes-faster-rcnn", data_root=DATA)
+    training = start_training(workload, CPU, seed=0, plan=Plan(lr_scale=20.0))
+    steps = train(workload, CPU, training, batch_size=8, seed=0)
+    losses = [next(steps).item() for _ in range(15)]
+    assert max(losses) < 3.0
