@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STUDIES = Path(__file__).parent.parent / "studies"
-VERDICTS = ("reproduced", "partly", "not", "not measured")
+OURS = "McCandlish et al. 2018, and this package"
+VERDICTS = ("reproduced", "partly", "not", "undecided", "unfinished", "not measured")
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,19 @@ def unlisted(listed: Iterable[ListedClaim], findings: Iterable[str]) -> list[str
 
 
 def judge(claim: ListedClaim, findings: Mapping[str, Finding]) -> str:
-    """Return the one verdict of all findings, "partly" where they differ, "not measured" where there is none."""
+    """Return the one verdict of all findings.
+
+    "partly" is where they differ and one holds, "unfinished" where some parts were not run, "not measured" where none
+    was.
+    """
     verdicts = {findings[study].verdict for study in claim.studies if study in findings}
     if not verdicts:
         return "not measured"
-    return verdicts.pop() if len(verdicts) == 1 else "partly"
+    if any(study not in findings for study in claim.studies):
+        return "unfinished"
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return "partly" if verdicts & {"reproduced", "partly"} else "not"
 
 
 def claims_page(listed: Sequence[ListedClaim], findings: Mapping[str, Finding]) -> str:
@@ -81,7 +90,9 @@ def claims_page(listed: Sequence[ListedClaim], findings: Mapping[str, Finding]) 
         "",
         "Written by `make docs` from [studies/claims.json](../studies/claims.json), the claims in our own words, and "
         "each study's `results.json`. A claim that several parts of a study measure is *reproduced* or *not* where all "
-        "of them say so, else *partly*. What stands on other data or smaller networks, the study's own page says.",
+        "of them say so, else *partly*. *Undecided* is what the seeds leave open, whichever way the mean points; "
+        "*unfinished* is a claim of which some parts are still to be run. What stands on other data or smaller "
+        "networks, the study's own page says.",
         "",
         _row(["paper", *VERDICTS]),
         _row(["---"] + ["---:"] * len(VERDICTS)),

@@ -20,7 +20,7 @@ class Claim:
         ours: the figures here.
         spread: over seeds, or what else tells how far they can be trusted.
         seeds: how many.
-        verdict: "reproduced", "partly" or "not".
+        verdict: "reproduced", "partly", "not" or, where the seeds do not tell, "undecided".
     """
 
     id: str
@@ -41,20 +41,26 @@ def judge_difference(above: float, error: float | None) -> str:
         error: half its 95% interval; None of one seed.
 
     Returns:
-        "reproduced" where the whole interval is above zero, "not" where it is below, "partly" in between; of one seed
-        "partly" where the difference is positive, else "not".
+        "reproduced" where the whole interval is above zero, "not" where it is below, "undecided" in between and of
+        one seed.
     """
     if error is None:
-        return "partly" if above > 0 else "not"
-    return "reproduced" if above > error else "not" if above < -error else "partly"
+        return "undecided"
+    return "reproduced" if above > error else "not" if above < -error else "undecided"
 
 
 def welch_error(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return half the width of the 95% interval of a difference of means; None where either is of one seed."""
+    """Return half the width of the 95% interval of a difference of means.
+
+    Where one side is of one seed, it is taken to scatter as the other does; None where both are.
+    """
     from scipy.stats import t
 
-    if min(len(first), len(second)) < 2:
+    several = max(first, second, key=len)
+    if len(several) < 2:
         return None
+    if min(len(first), len(second)) < 2:
+        return float(t.ppf(0.975, len(several) - 1)) * statistics.stdev(several) * math.sqrt(1 + 1 / len(several))
     parts = [statistics.variance(values) / len(values) for values in (first, second)]
     if not sum(parts):
         return 0.0

@@ -151,8 +151,13 @@ def test_a_finding_that_nothing_names_is_found():
     [
         ({}, "not measured"),
         ({"a": "reproduced", "b": "reproduced"}, "reproduced"),
-        ({"a": "not"}, "not"),
+        ({"a": "not", "b": "not"}, "not"),
+        ({"a": "not"}, "unfinished"),
+        ({"a": "reproduced"}, "unfinished"),
         ({"a": "reproduced", "b": "not"}, "partly"),
+        ({"a": "reproduced", "b": "undecided"}, "partly"),
+        ({"a": "undecided", "b": "not"}, "not"),
+        ({"a": "undecided", "b": "undecided"}, "undecided"),
         ({"a": "partly", "b": "partly"}, "partly"),
         ({"other": "reproduced"}, "not measured"),
     ],
@@ -165,8 +170,8 @@ def test_the_page_shows_figures_what_is_not_run_and_why():
     page = pages.claims_page([claim("study/a", "study/b", why="needs a GPU")], findings(a="not"))
     assert "more \\| is less" in page
     assert "[a](../studies/study/README.md): not, 1 < 2<br>not yet run: b<br>needs a GPU" in page
-    assert "| P | 0 | 0 | 1 | 0 |" in page
-    assert "| all | 0 | 0 | 1 | 0 |" in page
+    assert "| P | 0 | 0 | 0 | 0 | 1 | 0 |" in page
+    assert "| all | 0 | 0 | 0 | 0 | 1 | 0 |" in page
 
 
 def test_findings_are_read_from_the_results_of_each_study(tmp_path):

@@ -35,7 +35,7 @@ def test_the_first_claim_that_was_run_is_shown_and_the_first_that_failed(story):
     table = story.story_table([story.Row("data", "use", "study", ("missing", "a"))], {"study": {"claims": CLAIMS}})
     link = "(studies/study/README.md)"
     assert f"| [reproduced]{link}: more is less: 1 < 2 (1 seed) |" in table
-    assert f"| [not]{link}: less is more: 2 > 1 \\| 0 (3 seeds), and 1 more |" in table
+    assert f"| [not reproduced]{link}: less is more: 2 > 1 \\| 0 (3 seeds), and 1 more |" in table
 
 
 def test_a_study_that_was_run_in_part_says_so(story):
@@ -46,25 +46,31 @@ def test_a_study_that_was_run_in_part_says_so(story):
 
 def test_nothing_that_failed_is_said_of_what_was_run_alone_unless_a_limit_is_known(story):
     row = story.Row("data", "use", "study", ())
-    results = {"claims": CLAIMS[:1], "price": [{"over_true_variance": 7.8}, {"over_true_variance": 1234.5}]}
+    price = {"curve": "chebyshev_gpomdp_005", "over_true_variance": 123.4}
+    results = {"claims": CLAIMS[:1], "price": [{"curve": "another", "over_true_variance": 7.8}, price]}
     assert story.fails(row, results) == story.NOTHING
-    assert "8 to 1,234 times" in story.fails(story.Row("", "", "study", (), story.price_of_safety), results)
+    assert "123 times" in story.fails(story.Row("", "", "study", (), story.price_of_safety), results)
     assert story.fails(story.Row("", "", "study", (), story.price_of_safety), {}) == story.UNKNOWN
 
 
 def test_what_holds_in_part_is_shown_where_nothing_failed(story):
     row = story.Row("data", "use", "study", ())
     in_part = {**CLAIMS[1], "verdict": "partly"}
+    undecided = {**CLAIMS[1], "verdict": "undecided"}
+    assert story.fails(row, {"claims": [CLAIMS[0], undecided]}).startswith("[undecided]")
     assert story.fails(row, {"claims": [CLAIMS[0], in_part]}).startswith(
         "[partly](studies/study/README.md): less is more"
     )
-    assert story.fails(row, {"claims": [in_part, CLAIMS[1]]}).startswith("[not]")
+    assert story.fails(row, {"claims": [in_part, CLAIMS[1]]}).startswith("[not reproduced]")
 
 
 def test_claims_are_counted_by_verdict(story):
-    listed = [story.ListedClaim(str(n), "P", "here", "so.", (f"study/{n}",), None) for n in range(3)]
-    findings = {"study/0": story.Finding("not", ""), "study/1": story.Finding("reproduced", "")}
-    assert story.claims_count(listed, findings) == "3 claims: 1 reproduced, 0 partly, 1 not, 1 not measured"
+    papers = ("P", "P", "Q", story.OURS)
+    listed = [story.ListedClaim(str(n), paper, "here", "so.", (f"study/{n}",), None) for n, paper in enumerate(papers)]
+    findings = {f"study/{n}": story.Finding(verdict, "") for n, verdict in ((0, "not"), (1, "reproduced"), (3, "not"))}
+    assert story.claims_count(listed, findings) == (
+        "3 claims of the papers it stands on: 1 reproduced, 1 not, 1 not measured; 1 claims of our own: 1 not"
+    )
 
 
 def test_a_study_that_was_run_has_the_figures_that_its_row_names(story):
@@ -82,7 +88,7 @@ def test_results_are_found_by_study(story, tmp_path):
 
 def test_the_story_is_in_the_first_lines_of_the_readme():
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
-    for part in ("Which batch size", "![", "make demo", "make test", "NoiseMonitor", "where it fails", "claims:"):
+    for part in ("Which batch size", "![", "make demo", "make test", "NoiseMonitor", "where it fails", "claims of the papers"):
         assert part in first
     assert first.rstrip().splitlines()[-1].startswith("| a policy")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from anybatch.train.shared_work import SharedWork
 
 CHANCE = 10.0  # percent, what a run that diverged counts as
 FACTORS = (0.3, 1.0, 3.0, 10.0)  # on the published rate, tried by every method
-TUNING_SHARE = 0.6  # of a part's epochs, on half as many images
 Key = tuple[str, str]  # part and recipe
 
 
@@ -126,8 +125,7 @@ def tuning_jobs(bench: Bench, parts: Mapping[str, Part], factors: Sequence[float
         own = [each for each in part.recipes if each.name not in part.rates_from and part.is_tuned]
         own = [each for each in own if part.rate_owner(each.name) not in found]
         if own:
-            short = Part(own, 1, batch_size=part.batch_size, epochs=TUNING_SHARE * part.epochs, num_evaluations=1)
-            for job in bench.jobs(short, own, 1, factors):
+            for job in bench.jobs(replace(part, num_evaluations=1), own, 1, factors):
                 found.setdefault((job.cell.recipe.name, part.batch_size), []).append(job)
     return found
 

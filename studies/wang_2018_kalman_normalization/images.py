@@ -37,8 +37,8 @@ def final_workload(dataset: Dataset, root: Path, num_trained: int = NUM_TRAINED)
     return _workload(dataset, "final", images[:num_trained], labels[:num_trained], test)
 
 
-def tuning_workload(dataset: Dataset, root: Path, num_trained: int = NUM_TRAINED // 2) -> Workload:
-    """Return the shorter training that rates are chosen by, evaluated on training images that are never trained on."""
+def tuning_workload(dataset: Dataset, root: Path, num_trained: int = NUM_TRAINED) -> Workload:
+    """Return the training that rates are chosen by, evaluated on training images that are never trained on."""
     images, labels = _load(dataset, root, train=True)
     held_out = _normalized(dataset, images[-NUM_HELD_OUT:], labels[-NUM_HELD_OUT:])
     return _workload(dataset, "tuning", images[:num_trained], labels[:num_trained], held_out)

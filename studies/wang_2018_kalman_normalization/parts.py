@@ -35,6 +35,7 @@ OF_BATCHES = ("splits", "micro_batch_size", "running_splits", "prior")
 BN_128 = Recipe("BN at 128")
 BN = ghost("BN", 2)
 GN = NormRecipe("GN", norm="group", norm_options={"num_groups": 4})
+GN_8 = NormRecipe("GN of 8 groups", norm="group", norm_options={"num_groups": 8})
 RENORM = NormRecipe("BatchRenorm", norm="batch_renorm", norm_options={"micro_batch_size": 2},
                     relaxation_shares=PUBLISHED_SHARES)  # fmt: skip
 MABN = NormRecipe("MABN", norm="moving_average",
@@ -63,7 +64,7 @@ REAL = [
 ]
 
 FULL = {
-    "micro": Part([BN_128, BN, GN, KN, KN_PUBLISHED, RENORM, MABN], is_decision=True),
+    "micro": Part([BN_128, BN, GN, GN_8, KN, KN_PUBLISHED, RENORM, MABN], is_decision=True),
     "priors": Part(CONTROLS, is_decision=True, num_evaluations=2),
     "spaces": Part(SPACES, seeds=3, num_evaluations=2),
     "large": Part([BN_128, KN_128, KN_128_PUBLISHED, RENORM_128, GN]),

@@ -45,8 +45,11 @@ def micro(name: str) -> Key:
 CURVES, RANKING, ABSTRACT, HERE_ASKED = "training curves", "authors' note", "abstract", "control"
 TENTH = "7.65 < 8.5 < 8.7 % error, CIFAR-10, ResNet-32"
 EXPECTED = (
-    Expected("micro-kn-bn", "micro-batches of 2: KN > BN", CURVES, TENTH, above(micro("KN"), micro("BN"))),
+    Expected("micro-kn-bn", "normalized by 2 samples, Kalman beats batch norm (KN > BN)", CURVES, TENTH,
+             above(micro("KN"), micro("BN"))),
     Expected("micro-kn-gn", "micro-batches of 2: KN > GN", CURVES, TENTH, above(micro("KN"), micro("GN"))),
+    Expected("micro-kn-gn-8", "micro-batches of 2: KN > GN of 8 groups", CURVES, TENTH,
+             above(micro("KN"), micro("GN of 8 groups"))),
     Expected("micro-published-bn", "the same of KN as published: KN > BN", CURVES, TENTH,
              above(micro("KN published"), micro("BN"))),
     Expected("micro-published-gn", "the same of KN as published: KN > GN", CURVES, TENTH,
@@ -136,7 +139,7 @@ def find(arguments: argparse.Namespace, scale: Scale) -> tuple[Found, list[str]]
     benches = {
         name: Bench(make(arguments.dataset, arguments.data_root, count), arguments.runs, scale.max_eval_samples)
         for name, make, count in (
-            ("tuning", tuning_workload, scale.num_trained // 2), ("final", final_workload, scale.num_trained),
+            ("tuning", tuning_workload, scale.num_trained), ("final", final_workload, scale.num_trained),
         )
     }  # fmt: skip
     tuning, final = benches["tuning"], benches["final"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-from accuracy_claims import DET, DET_256, SEG, SEG_256, SEG_1024, Found
+from accuracy_claims import DET, DET_64, DET_256, SEG, SEG_256, SEG_1024, Found
 from noise_claims import ORDER, RUN_16, RUN_256, RUN_AGVM
 
 Noise = Mapping[str, Sequence[dict[str, Any]]]
-STEPS = {"segmentation": {16: SEG, 256: SEG_256, 1024: SEG_1024}, "detection": {16: DET, 256: DET_256}}
+STEPS = {"segmentation": {16: SEG, 256: SEG_256, 1024: SEG_1024}, "detection": {16: DET, 64: DET_64, 256: DET_256}}
 
 
 def draw(found: Found, noise: Noise, folder: Path) -> None:

@@ -64,8 +64,8 @@ def spread_of(fractions: Mapping[str, float | None]) -> float:
 
 
 def joined(verdicts: Sequence[str]) -> str:
-    """Return "reproduced" where all are, "not" where none is even in part, else "partly"."""
-    return verdicts[0] if len(set(verdicts)) == 1 else "partly"
+    """Return the verdict that all share, else "partly" where one is reproduced, "not" where none is."""
+    return verdicts[0] if len(set(verdicts)) == 1 else "partly" if "reproduced" in verdicts else "not"
 
 
 def _listed(fractions: Mapping[str, float]) -> str:

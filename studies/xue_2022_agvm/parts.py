@@ -10,7 +10,7 @@ from tasks import Size
 
 from anybatch import LayerwiseRecipe, ModuleRates, NormRecipe, Recipe
 
-BASE, LARGE, LARGEST = 16, 256, 1024
+BASE, MIDDLE, LARGE, LARGEST = 16, 64, 256, 1024
 PUBLISHED_UPDATES = 1840  # of Faster R-CNN at 1024, where AGVM is measured every 10
 GRID, BEYOND = (0.5, 1.0, 2.0), (0.125, 0.25, 4.0, 8.0)
 BASE_GRID, BEYOND_BASE = (1.0, 3.0, 10.0), (0.1, 0.3, 30.0, 100.0)
@@ -188,7 +188,7 @@ def _norms(size: Size) -> Part:
 QUICK_SIZE = Size(num_train=1024, num_eval=128, epochs=4)
 QUICK_MEASURE = Measure(large=256, num_small=4, num_normalized=2)
 SMOKE_SIZE = Size(num_train=64, num_eval=4, epochs=0.5)
-SMALLER = {2: 2, BASE: 8, 64: 16, LARGE: 16, LARGEST: 32}
+SMALLER = {2: 2, BASE: 8, MIDDLE: 16, LARGE: 16, LARGEST: 32}
 VARIANTS = ("proposals", "shared head", "head per level", "no pyramid")
 
 
@@ -215,6 +215,7 @@ FULL: dict[str, Step] = {
     ),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
+    **_of_task("detection", DETECTION, (MIDDLE,), 32),
     **_followed("instances", DETECTION, DEFAULT, 64),
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),

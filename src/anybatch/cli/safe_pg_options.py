@@ -19,7 +19,13 @@ Env = Annotated[
         "Pendulum-v1, or [b]path/to/file.py:function[/b] that returns a vector environment."
     ),
 ]
-Trajectories = Annotated[int, typer.Option(help="Of the whole run. It ends before a batch that does not fit in.")]
+Trajectories = Annotated[
+    int,
+    typer.Option(
+        help="Of the whole run. 2017: it ends before a batch that does not fit in. 2022: an update that has begun is "
+        "finished, so a run may take up to --max-batch-size more."
+    ),
+]
 Policy = Annotated[
     str | None,
     typer.Option(
