@@ -88,7 +88,16 @@ def test_results_are_found_by_study(story, tmp_path):
 
 def test_the_story_is_in_the_first_lines_of_the_readme():
     first = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
-    for part in ("Which batch size", "![", "make demo", "make test", "NoiseMonitor", "where it fails", "claims of the papers"):
+    parts = (
+        "Which batch size",
+        "![",
+        "make demo",
+        "make test",
+        "NoiseMonitor",
+        "where it fails",
+        "claims of the papers",
+    )
+    for part in parts:
         assert part in first
     assert first.rstrip().splitlines()[-1].startswith("| a policy")
 
