@@ -46,6 +46,21 @@ def empty():
     return good(train_set=[])
 
 
+def exits():
+    raise SystemExit("no data at all")
+
+
+def half_trained_by_adam():
+    return good(
+        model=lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+        optimizer=lambda model: torch.optim.Adam(model[2].parameters()),
+    )
+
+
+def by_adafactor():
+    return good(optimizer=lambda model: torch.optim.Adafactor(model.parameters()))
+
+
 def one_sample():
     return good(train_set=vectors(1), base_batch_size=None)
 

@@ -50,6 +50,16 @@ def test_a_probe_prints_its_advice_and_writes_its_files(run, tmp_path):
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
 
 
+def test_what_the_optimizer_does_not_hold_and_an_eps_of_two_are_no_obstacles(run, tmp_path):
+    record = tmp_path / "p.json"
+    code, _, err = run("probe", mine("half_trained_by_adam"), "--budget", 1, "--json", record, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert json.loads(record.read_text())["noise_scale"]["geometry"] == "adam"
+    code, out, err = run("probe", mine("by_adafactor"), "--budget", 1, "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "noise in SGD's geometry" in out
+
+
 def test_options_reach_the_probe(run, tmp_path):
     record = tmp_path / "p.json"
     options = {
@@ -116,6 +126,7 @@ def test_without_a_command_the_help_is_shown(run):
         ([mine("not_a_function")], 2, "has no function 'not_a_function'."),
         ([mine("a_number")], 2, "a_number must return an anybatch.Workload; got int."),
         ([mine("raising")], 2, "raising raised OSError: disk on fire"),
+        ([mine("exits")], 1, "no data at all"),
         ([mine("empty")], 2, "train_set of a Workload must be of at least 2 samples; got 0."),
         ([mine("one_sample")], 2, "train_set of a Workload must be of at least 2 samples; got 1"),
         ([mine("vector_loss")], 2, "must return a scalar; got shape (2,). Take the mean over samples."),

@@ -100,13 +100,53 @@ def test_a_part_that_is_not_there_is_refused(run, name):
     code, _, err = run(f"{FILE}:of_parts", "--to", "ghost", "--part", name, "--dry-run")
     assert code == 2
     said = " ".join(err.split())
-    assert f"--part must name a module of the model; got '{name}'. The model consists of stem, body, head." in said
+    assert f"--part must name a module of the model; got '{name}'. It consists of stem, body, head." in said
 
 
 def test_a_model_without_batch_norm_says_so(run):
     code, out, _ = run(f"{FILE}:without_norms", "--to", "group", "--dry-run")
     assert code == 0
-    assert "the model has no batch normalization, so there is nothing to replace" in out
+    assert "there is no batch normalization in it, so nothing to replace" in out
+
+
+class Sharing(nn.Module):
+    """One norm under two names, a head that is called by keyword, and parts that are not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm1 = nn.BatchNorm1d(6)
+        self.norm2 = self.norm1
+        self.head = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+        self.unused = nn.ModuleList([nn.BatchNorm1d(6)])
+
+    def forward(self, features):
+        return self.head(input=self.norm2(self.norm1(features)))
+
+
+def sharing():
+    return normed(model=Sharing)
+
+
+def test_a_part_that_is_shared_stays_shared(run, tmp_path):
+    assert run(f"{FILE}:sharing", "--to", "group", "--part", "norm2", "--save", tmp_path / "o.pt")[0] == 0
+    assert not [
+        name for name in torch.load(tmp_path / "o.pt", weights_only=True) if "norm" in name and "running" in name
+    ]
+
+
+@pytest.mark.parametrize("part", ["head", "unused"])
+def test_a_part_whose_inputs_are_not_known_is_refused_where_they_are_needed(run, part):
+    code, _, err = run(f"{FILE}:sharing", "--to", "kalman", "--part", part, "--dry-run")
+    assert code == 2
+    assert "--part must name a module that the loss calls, with positional arguments alone" in err
+    assert f"'{part}' is not called so" in err
+    assert run(f"{FILE}:sharing", "--to", "group", "--part", part, "--dry-run")[0] == 0
+
+
+def test_a_part_that_is_a_norm_is_a_first_norm(run):
+    code, out, _ = run(f"{FILE}:of_parts", "--to", "kalman", "--part", "body.1", "--dry-run")
+    assert code == 0
+    assert "first norm: nothing is known of the model's input" in out
 
 
 def test_a_converted_checkpoint_loads_into_the_converted_model(run, tmp_path):

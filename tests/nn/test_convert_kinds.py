@@ -135,7 +135,7 @@ def test_a_network_without_batch_norm_says_so():
     model = torchvision.models.convnext_tiny()
     conversion = convert(model, "group")
     assert conversion.replaced == ()
-    assert "note: the model has no batch normalization, so there is nothing to replace" in str(conversion)
+    assert "note: there is no batch normalization in it, so nothing to replace" in str(conversion)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet26d"])

@@ -240,6 +240,12 @@ def test_a_stream_can_be_probed():
     assert result.recommendation.batch_size >= 1
 
 
+def test_a_probe_of_a_stream_cannot_be_kept(tmp_path):
+    workload = vectors_workload(train_set=Stream(labelled_vectors(200), times=1000))
+    with pytest.raises(InputError, match="train_set must have a length for runs to be kept; got a stream"):
+        probed(workload, memory=10**12, runs=tmp_path)
+
+
 def test_a_model_with_batch_norm_on_vectors_can_be_probed():
     result = probed(vectors_workload(model=Regularized))
     assert result.throughput.points[0].micro_batch_size == 2

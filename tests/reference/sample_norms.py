@@ -26,7 +26,9 @@ def sample_sq_norms(
 def adam_factor(
     optimizer: torch.optim.Optimizer, parameter: nn.Parameter, betas: tuple[float, float], eps: float
 ) -> Tensor:
-    """The power 1/2 of Adam's preconditioner, written out from algorithm 1 of Kingma and Ba 2015."""
+    """The power 1/2 of Adam's preconditioner, written out from algorithm 1 of Kingma and Ba 2015, with our floor."""
     state = optimizer.state[parameter]
     corrected = state["exp_avg_sq"].double() / (1 - betas[1] ** float(state["step"]))
+    floor = (1 - betas[1]) * corrected.sum() / corrected.numel()
+    corrected = torch.where(corrected < floor, floor, corrected)
     return (1 / (corrected.sqrt() + eps)).sqrt()

@@ -23,6 +23,33 @@ from anybatch.rl.gradient_estimate import BatchOptions
 NUM = 100_000
 
 
+class Reused:
+    """Features (s, 1), written into one array at every call, with a constant that is made at the first."""
+
+    def __init__(self, *, is_fresh):
+        self.is_fresh, self.kept, self.center = is_fresh, None, None
+
+    def __call__(self, states):
+        if self.center is None:
+            self.center = torch.zeros(1)
+        features = torch.cat([states - self.center, torch.ones(len(states), 1)], dim=1)
+        if self.is_fresh:
+            return features
+        self.kept = features.clone() if self.kept is None else self.kept.copy_(features)
+        return self.kept
+
+
+def test_a_feature_map_may_reuse_its_output_and_keep_tensors_of_its_own():
+    fresh, reused = (
+        estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], feature_map=Reused(is_fresh=each)), 1000, seed=1)
+        for each in (True, False)
+    )
+    assert torch.equal(fresh.gradient, reused.gradient)
+    feature_map = Reused(is_fresh=True)
+    estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], feature_map=feature_map), 1000, seed=1)
+    assert not feature_map.center.is_inference()  # those could not be saved for a backward pass
+
+
 @pytest.mark.parametrize(
     ("theta", "estimator", "gradient", "error", "std"),
     [

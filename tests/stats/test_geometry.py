@@ -151,12 +151,32 @@ def test_an_optimizer_without_second_moments_is_refused_by_what_it_keeps():
     assert AdamPreconditioner(optimizer).has_state()
     with pytest.raises(RuntimeError, match=r"second moments, `exp_avg_sq` with `step`; got none"):
         AdamPreconditioner(optimizer)(model.body.weight)
-    with pytest.raises(RuntimeError, match="with one that holds every parameter"):
-        AdamPreconditioner(trained()[1])(model.body.weight)
 
 
-def test_what_adam_has_seen_no_gradient_of_is_left_out():
-    """A word of the first time, and a module that is used for the first time, count nothing beside all others."""
+def test_what_the_optimizer_does_not_hold_counts_nothing():
+    model, optimizer = trained()
+    assert not AdamPreconditioner(optimizer)(BodyAndHead().body.weight).any()
+    del optimizer.param_groups[0]["params"][0]  # the body's weight, as where a head is trained alone
+    assert not AdamPreconditioner(optimizer)(model.body.weight).any()
+    assert AdamPreconditioner(optimizer)(model.head.weight).all()
+
+
+@pytest.mark.parametrize(("make", "decay"), [(torch.optim.Adam, 1e-3), (torch.optim.AdamW, 1e-2)])
+def test_decay_does_not_let_words_that_were_never_seen_drown_the_others(make, decay):
+    """With Adam's own decay their second moments are tiny and not zero: factors of 1 / (decay |w|)."""
+    torch.manual_seed(0)
+    words = nn.Embedding(50, 4)
+    optimizer = make(words.parameters(), weight_decay=decay)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (words(torch.randint(25, (64,))) - 1).square().sum(1).mean().backward()
+        optimizer.step()
+    factor = AdamPreconditioner(optimizer)(words.weight)
+    assert factor[25:].max() < 8 * factor[:25].mean()
+
+
+def test_what_adam_has_seen_no_gradient_of_counts_no_more_than_the_floor_lets_it():
+    """A word of the first time counts as if its second moment were a small part of the others'; a module nothing."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"words": nn.Embedding(5, 3), "head": nn.Linear(3, 2), "late": nn.Linear(3, 2)})
     optimizer = torch.optim.Adam(model.parameters(), betas=BETAS, eps=1e-8)
@@ -178,8 +198,8 @@ def test_what_adam_has_seen_no_gradient_of_is_left_out():
     for words in parts:
         optimizer.zero_grad()
         loss(words, True).backward()
-        factor = adam_factor(optimizer, model["words"].weight, BETAS, 1e-8)[:3]
-        wanted += (model["words"].weight.grad[:3] * factor).square().sum().item() / 2
+        factor = adam_factor(optimizer, model["words"].weight, BETAS, 1e-8)
+        wanted += (model["words"].weight.grad * factor).square().sum().item() / 2
     assert found["words"] == pytest.approx(wanted, rel=1e-5)
     assert found["late"] == 0.0
     assert found["head"] > 0.0

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from anybatch.cli import common_options as common
 from anybatch.cli import compare_options as own
+from anybatch.cli.launch import hold_out
 from anybatch.cli.outputs import Outputs, check_writable, is_first_rank, numbers, told_by_bars
 from anybatch.errors import AnybatchError
 from anybatch.train.compare import compare as run
@@ -68,6 +69,7 @@ def compare(
                 progress=told,
             )
     except AnybatchError as error:
+        hold_out()
         if isinstance(error.partial, Comparison) and error.partial.runs:
             _show(error.partial, console, outputs)
         raise

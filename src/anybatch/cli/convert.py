@@ -20,6 +20,11 @@ from anybatch.train.loop import start_training
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload
 
+_NOT_CALLED = (
+    "--part must name a module that the loss calls, with positional arguments alone, for kinds that follow the graph; "
+    "{where} is not called so. Name the module around it."
+)
+
 
 def convert(
     workload: own.Workload,
@@ -49,11 +54,13 @@ def convert(
         put_weights(model, load_weights(checkpoint))
     module = model if part is None else _part_of(model, part)
     inputs = find_example_inputs(given, model, module) if TARGETS[to].is_wired else None
+    if TARGETS[to].is_wired and inputs is None:
+        raise InputError(_NOT_CALLED.format(where="the model" if part is None else f"{part!r}"))
     conversion = convert_model(module, to, example_inputs=inputs, **_options(option or []))
     if part is None:
         model = conversion.model
     else:
-        model.set_submodule(part, conversion.model)
+        _put_everywhere(model, module, conversion.model)
     Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
     if save is not None:
         torch.save(model.state_dict(), save)
@@ -63,8 +70,15 @@ def _part_of(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if not name or name not in modules:
         known = ", ".join(name for name, _ in model.named_children())
-        raise InputError(f"--part must name a module of the model; got {name!r}. The model consists of {known}.")
+        has = f"It consists of {known}." if known else "It has no parts."
+        raise InputError(f"--part must name a module of the model; got {name!r}. {has}")
     return modules[name]
+
+
+def _put_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(name, new)
 
 
 def _options(given: list[str]) -> dict[str, Any]:

@@ -45,8 +45,10 @@ def run(app: typer.Typer) -> int:
         with process_group():
             app()
         return DONE
-    except SystemExit as stop:  # typer has said what it had to say
-        return stop.code if isinstance(stop.code, int) else DONE
+    except SystemExit as stop:  # typer has said what it had to say, and exits with a number
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or DONE
+        message, code, cause = str(stop.code), FAILED, stop
     except InputError as error:
         message, code, cause = str(error), error.exit_code, error
     except AnybatchError as error:
@@ -55,14 +57,22 @@ def run(app: typer.Typer) -> int:
     except Exception as error:
         hint = "" if debug else HINT
         message, code, cause = f"{type(error).__name__}: {str(error).rstrip('.')}.{hint}", FAILED, error
-    if _ranks() > 1:  # torchrun sends SIGTERM as soon as one rank is gone; the message comes first
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hold_out()
     if debug:
         traceback.print_exception(cause)
     _tell(LOST_RANK if _ranks() > 1 and is_of_a_lost_rank(cause) else message)
     if _ranks() > 1:
         os._exit(code)
     return code
+
+
+def hold_out() -> None:
+    """Ignore SIGTERM from here on where there are other ranks, to write and say what is left before the end.
+
+    torchrun sends it to all as soon as one rank is gone.
+    """
+    if _ranks() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager
@@ -106,6 +116,7 @@ def _is_first_to_fail() -> bool:
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # pyright: ignore[reportPrivateImportUsage]
-        return store.add("anybatch/errors", 1) == 1
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"anybatch/errors/{attempt}", 1) == 1
     except (KeyError, RuntimeError):
         return True

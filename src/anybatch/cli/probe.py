@@ -11,6 +11,7 @@ from rich.console import Console
 
 from anybatch.cli import common_options as common
 from anybatch.cli import probe_options as own
+from anybatch.cli.launch import hold_out
 from anybatch.cli.outputs import Outputs, check_writable, is_first_rank, numbers, told_by_bars
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing import ProbeInterrupted, ProbeResult
@@ -98,9 +99,11 @@ def _partial_shown(console: Console, outputs: Outputs) -> Iterator[None]:
     try:
         yield
     except ProbeInterrupted as error:
+        hold_out()
         _show(error.partial, console, outputs)
         raise RunError("interrupted; what was measured before is above and in the files you asked for.") from None
     except AnybatchError as error:
+        hold_out()
         if isinstance(error.partial, ProbeResult) and error.partial.memory is not None:
             _show(error.partial, console, outputs)
         raise

@@ -144,7 +144,7 @@ def convert(
     notes += rebind(optimizer, new, {parameter: name for name, parameter in converted.named_parameters()})
     notes += _of_other_tensors(new)
     if not new and to != "batch":
-        notes.append("the model has no batch normalization, so there is nothing to replace")
+        notes.append("there is no batch normalization in it, so nothing to replace")
     found = {} if wiring is None else vars(wiring)
     return Conversion(converted, to, tuple(old), notes=tuple(notes), **found)
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from anybatch.errors import InputError
 from anybatch.nn.carried_moments import BehindNorm, Cut, EndOfPass, Place, Program, StartOfPass, Step
 from anybatch.nn.kalman_layer import KalmanLayer
-from anybatch.nn.kalman_sources import CutHere, FoundSources, Known, Source, SourceFinder, Unknown
+from anybatch.nn.kalman_sources import NOTHING_KNOWN, CutHere, FoundSources, Known, Source, SourceFinder, Unknown
 from anybatch.nn.kalman_tracing import trace
 from anybatch.nn.named_sources import Path, find_named_sources
 
@@ -138,6 +138,8 @@ def _layers_of(model: nn.Module) -> dict[str, KalmanLayer]:
 
 
 def _find_traced(model: nn.Module, layers: dict[str, KalmanLayer], example_inputs: Any) -> FoundSources:
+    if isinstance(model, KalmanLayer):
+        return FoundSources({}, {}, {"": NOTHING_KNOWN})
     finder = SourceFinder(model, trace(model, example_inputs), next(iter(layers.values())).options)
     calls: dict[str, list[fx.Node]] = {}
     for node in finder.traced.graph.nodes:

@@ -193,7 +193,7 @@ def _further_warnings(
                 f"weigh {size / rest:.3g} times as much. Drop it (drop_last=True), as the settings do.",
             )
         )
-    if FAMILIES.get(type(optimizer).__name__, "sgd") != "sgd" and result.noise.average.geometry == "sgd":
+    if FAMILIES.get(type(optimizer).__name__) != "sgd" and result.noise.average.geometry == "sgd":
         found.append(
             ProbeWarning(
                 "noise in SGD's geometry",

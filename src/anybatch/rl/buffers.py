@@ -49,8 +49,8 @@ _FREE: list[Buffers] = []
 def borrowed() -> Iterator[Buffers]:
     """Lend buffers of float32 on the CPU, which are kept for the next borrower, in this thread or another.
 
-    As many are kept as were lent at once, each as large as its largest chunk: some 20 MB of the default one. They are
-    made in inference mode, and only there can they be written to.
+    As many are kept as were lent at once, each as large as its largest chunk: some 20 MB of the default one. No
+    gradient is recorded meanwhile.
 
     Yields:
         The buffers.
@@ -60,7 +60,7 @@ def borrowed() -> Iterator[Buffers]:
     except IndexError:
         buffers = Buffers(torch.float32)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield buffers
     finally:
         _FREE.append(buffers)

@@ -99,7 +99,7 @@ class GradientBatch:
                 "num_workers and chunk_size must be left alone for an environment that is not written in tensors; got "
                 f"{num_workers} and {chunk_size}. Make a vector environment with more sub-environments."
             )
-        size = chunk_size or _chunk_size(self._horizon * len(policy.parameters))
+        size = _chunk_size(self._horizon * len(policy.parameters)) if chunk_size is None else chunk_size
         require_count(chunk_size=size)
         self._env, self._policy, self._seed = env, policy, seed
         self._score: Score = score
@@ -178,7 +178,7 @@ class GradientBatch:
                 )
                 sums, rows = sum_trajectories(trajectories, *about, buffers)
                 return sums, rows.clone() if self._accumulator.need_ranges else None
-        with torch.inference_mode():
+        with torch.no_grad():
             trajectories = roll_out_gymnasium(
                 self._env,
                 self._policy,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import is_
 from typing import Literal, NoReturn
 
 import torch
@@ -54,7 +53,7 @@ def roll_out(
     noise = buffers.take("noise", horizon, policy.noise_size, num_trajectories)
     policy.draw_noise(noise, seeded(noise_seed, noise.device))
     dynamics.draw_states(states[0], seeded(start_seed, noise.device))
-    features = _walk(dynamics, policy, states, actions, noise)
+    features = _walk(dynamics, policy, states, actions, noise, buffers)
     states = states[:horizon]
     rewards = buffers.take("rewards", horizon, num_trajectories)
     dynamics.rewards(states, actions, rewards)
@@ -77,16 +76,21 @@ def largest_of(features: Tensor) -> tuple[float, float]:
     return largest, largest if features.shape[1] == 1 else float(torch.linalg.vector_norm(features, dim=1).max())
 
 
-def _walk(dynamics: Dynamics, policy: Policy, states: Tensor, actions: Tensor, noise: Tensor) -> Tensor:
-    """Fill states and actions, and return (H, p, n) features."""
-    features = []
+def _walk(
+    dynamics: Dynamics, policy: Policy, states: Tensor, actions: Tensor, noise: Tensor, buffers: Buffers
+) -> Tensor:
+    """Fill states and actions, and return (H, p, n) features, copied: a feature map may reuse its output."""
+    kept = None
     visited = states[:-1].unbind()
-    for now, action, drawn, following in zip(visited, actions, noise, states[1:], strict=True):
-        features.append(policy.features(now))
-        policy.act(features[-1], drawn, action)
+    for step, (now, action, drawn, following) in enumerate(zip(visited, actions, noise, states[1:], strict=True)):
+        features = policy.features(now)
+        if features is not now:
+            kept = buffers.take("features", len(noise), *features.shape) if kept is None else kept
+            kept[step] = features
+        policy.act(features, drawn, action)
         dynamics.max_action.clip(action)
         dynamics.step(now, action, following)
-    return states[:-1] if all(map(is_, features, visited)) else torch.stack(features)
+    return states[:-1] if kept is None else kept
 
 
 def refuse_early_end(horizon: int, step: int) -> NoReturn:

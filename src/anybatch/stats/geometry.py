@@ -35,14 +35,20 @@ class AdamPreconditioner:
     P is the optimizer's of the moment: v_hat holds earlier steps' gradients alone, so that P does not depend on the
     samples that are measured and both moments stay unbiased. It may not change between the parts of a step, and cannot:
     a step of the optimizer in between is refused. Momentum, the decay of weights and different rates of parameter
-    groups are left out. So are coordinates whose v_hat is 0, such as words that no batch had so far: Adam's step there
-    is bounded by the gradient itself, and a factor 1 / eps would let one of them drown all others.
+    groups are left out, and so is what the optimizer does not hold, as it takes no step.
+
+    v_hat is taken as no less than (1 - beta_2) times its mean over the parameter. A word that no batch had so far, or
+    whose second moment is that of its weight decay alone, would else have a factor of up to 1 / eps and drown all
+    others, while Adam's step there is bounded, as its gradient enters v_hat with the weight 1 - beta_2 first.
 
     Args:
         optimizer: Adam, AdamW, NAdam, RAdam or another one whose state has `exp_avg_sq` and `step`.
 
     Raises:
         InputError: its parameter groups have no `betas` and `eps`.
+
+    Note:
+        RAdam's first steps (five at a beta_2 of 0.999) are plain momentum; this is its geometry from then on.
 
     Example:
         >>> import torch
@@ -77,26 +83,28 @@ class AdamPreconditioner:
             parameter: of the optimizer.
 
         Returns:
-            As the parameter's shape, in float32 or wider; 0 where there was no gradient yet.
+            As the parameter's shape, in float32 or wider; 0 without a gradient so far, or not held.
 
         Raises:
-            RuntimeError: the optimizer does not hold the parameter, has not stepped or has no second moments.
+            RuntimeError: the optimizer has not stepped or has no second moments.
         """
         group = find_param_group(self._optimizer, parameter)
         state = self._optimizer.state.get(parameter)
         states = [state] if state else self._optimizer.state.values()
-        if group is None or not any({"exp_avg_sq", "step"} <= found.keys() for found in states):
+        if not any({"exp_avg_sq", "step"} <= found.keys() for found in states):
             raise RuntimeError(
                 "geometry 'adam' must find the optimizer's second moments, `exp_avg_sq` with `step`; got none for a "
-                f"parameter of shape {tuple(parameter.shape)}. Measure after the optimizer's first step, with one that "
-                "holds every parameter."
+                f"parameter of shape {tuple(parameter.shape)}. Measure after the optimizer's first step."
             )
-        if not state:
+        if group is None or not state:
             return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
         second = state.get("max_exp_avg_sq", state["exp_avg_sq"]) if group.get("amsgrad") else state["exp_avg_sq"]
         correction = 1 - group["betas"][1] ** state["step"]
         wide = torch.promote_types(second.dtype, torch.float32)
-        return (second.to(wide) / correction).sqrt_().add_(group["eps"]).rsqrt_().masked_fill_(second == 0, 0.0)
+        estimate = second.to(wide) / correction
+        least = (1 - group["betas"][1]) * estimate.mean()
+        factor = estimate.clamp_min_(least).sqrt_().add_(group["eps"]).rsqrt_()
+        return torch.where(least == 0, 0.0, factor)
 
 
 def find_param_group(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from anybatch.apply.sample_stream import Keys
+from anybatch.errors import InputError
 from anybatch.train.data import SeededDataset, to_device
 from anybatch.train.loop import Training, require_scalar, start_training
 from anybatch.train.randomness import seeded
@@ -37,11 +38,18 @@ def fingerprint(workload: Workload, runtime: Runtime) -> str:
     Returns:
         16 hexadecimal digits.
 
+    Raises:
+        InputError: the training set is a stream.
+
     Example:
         >>> from anybatch.workloads import load_workload
         >>> len(fingerprint(load_workload("digits"), Runtime.detect("cpu")))
         16
     """
+    if workload.num_samples is None:
+        raise InputError(
+            "train_set must have a length for runs to be kept; got a stream. Keep none, or take a part of it."
+        )
     alone = Runtime(runtime.device, autocast=runtime.autocast)
     training = start_training(workload, alone, seed=0)
     batch = _some(workload, workload.train_set)

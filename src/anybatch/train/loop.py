@@ -64,12 +64,17 @@ class Training:
             state: as it was saved.
 
         Raises:
-            InputError: it is of another version.
+            InputError: it is of another version, or of another optimizer.
         """
         if state.get("version") != STATE_VERSION:
             raise InputError(f"state of a training must have version {STATE_VERSION}; got {state.get('version')}.")
         unwrap(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise InputError(
+                f"state of a training must be of the same optimizer; got another's ({error}). Delete it to start anew."
+            ) from error
         self.scheduler.load_state_dict(state["scheduler"])
         self.num_steps, self.num_samples = state["num_steps"], state["num_samples"]
         if self.module_rates is not None:
@@ -268,7 +273,7 @@ def require_scalar(loss: Any) -> Tensor:
 
 def _set_hyperparameters(optimizer: Optimizer, plan: Plan) -> None:
     for group in optimizer.param_groups:
-        if "eps" in group:
+        if "eps" in group and plan.eps_factor != 1:
             group["eps"] = group["eps"] * plan.eps_factor
         if plan.betas is not None and "betas" in group:
             group["betas"] = plan.betas

@@ -54,7 +54,7 @@ def build_faster_rcnn(num_classes: int, *, size: int, num_proposals: int = 64) -
 
 
 def build_mask_rcnn(num_classes: int, *, size: int, num_proposals: int = 64) -> nn.Module:
-    """Return torchvision's Mask R-CNN on the small backbone.
+    """Return torchvision's Mask R-CNN on the small backbone, with what differs in `build_faster_rcnn`.
 
     Args:
         num_classes: with the background.
@@ -78,7 +78,7 @@ def build_mask_rcnn(num_classes: int, *, size: int, num_proposals: int = 64) -> 
 
 
 def build_retinanet(num_classes: int, *, size: int) -> nn.Module:
-    """Return torchvision's RetinaNet on the small backbone.
+    """Return torchvision's RetinaNet on the small backbone, with group norm in the pyramid.
 
     Args:
         num_classes: with the background, which it does not count by itself.
