@@ -204,3 +204,19 @@ def test_the_defaults_are_the_best_candidate(study):
     best = json.loads((FOLDER / "defaults.json").read_text())["rows"][0]["candidate"]
     defaults = KalmanOptions()
     assert best == f"{defaults.state_space}, {defaults.prior_weight:g}"
+
+
+def test_where_the_best_rate_is_at_the_edge_one_more_is_tried_with_that_recipe_alone(study, monkeypatch):
+    def planned(bench, parts, factors):
+        job = lambda factor: SimpleNamespace(cell=SimpleNamespace(lr_factor=factor))  # noqa: E731
+        return {(recipe, 128): [job(factor) for factor in factors] for recipe in ("low", "middle", "high")}
+
+    monkeypatch.setattr(study.cells, "tuning_jobs", planned)
+    rates = [
+        {"recipe": recipe, "batch_size": 128, "best": best}
+        for recipe, best in (("low", 0.3), ("middle", 1), ("high", 10))
+    ]
+    more = study.cells.jobs_beyond(None, {}, rates)
+    found = {recipe: [job.cell.lr_factor for job in jobs] for (recipe, _), jobs in more.items()}
+    assert found == {"low": [0.1], "high": [30.0]}
+    assert study.cells.jobs_beyond(None, {}, rates[1:2]) == {}

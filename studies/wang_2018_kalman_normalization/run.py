@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,19 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 import figures
 import page
-from cells import FACTORS, Bench, Cell, Key, Part, choose_rates, estimate_seconds, final_jobs, join_cells, seed_by_seed
+from cells import (
+    FACTORS,
+    Bench,
+    Cell,
+    Key,
+    Part,
+    choose_rates,
+    estimate_seconds,
+    final_jobs,
+    jobs_beyond,
+    join_cells,
+    seed_by_seed,
+)
 from cells import tuning_jobs as make_tuning_jobs
 from command import is_own_record, keep_finished, read_arguments
 from evidence import Found, above, appears_at_drop, blend_is_closer, combined, sooner
@@ -32,6 +43,7 @@ from judging import Expected, judge
 from parts import CURVE, FULL, QUICK
 
 from anybatch import AnybatchError
+from anybatch.train.jobs import Job
 from anybatch.train.plain import plain, write_text
 
 HERE = Path(__file__).parent
@@ -153,8 +165,7 @@ def find(arguments: argparse.Namespace, scale: Scale) -> tuple[Found, list[str]]
     for parts in stages:
         tried = make_tuning_jobs(tuning, parts | scale.rate_owners(parts), scale.factors)
         tried = {key: jobs for key, jobs in tried.items() if key not in {(r["recipe"], r["batch_size"]) for r in rates}}
-        do = partial(tuning.do, finished_only=arguments.finished_only)
-        rates += choose_rates(tried, do([job for jobs in tried.values() for job in jobs]))
+        rates += _choose(tuning, parts | scale.rate_owners(parts), tried, finished_only=arguments.finished_only)
         jobs = final_jobs(final, parts, rates)
         cells |= join_cells(jobs, final.do(seed_by_seed(jobs), finished_only=arguments.finished_only))
     whole = {key for key, cell in cells.items() if len(cell.runs) == len(cell.jobs)}
@@ -163,6 +174,19 @@ def find(arguments: argparse.Namespace, scale: Scale) -> tuple[Found, list[str]]
     if arguments.json:
         found = replace(found, **examine(final, cells, scale.num_batches, scale.num_forgetting))
     return found, [name for name in scale.parts if name in missing]
+
+
+def _choose(
+    tuning: Bench, parts: Mapping[str, Part], tried: dict[tuple[str, int], list[Job]], *, finished_only: bool
+) -> list[dict[str, Any]]:
+    """Return the rates that are best of those tried, and of one more where the best is at the edge."""
+    runs = tuning.do([job for jobs in tried.values() for job in jobs], finished_only=finished_only)
+    rates = choose_rates(tried, runs)
+    more = jobs_beyond(tuning, parts, rates)
+    if not more:
+        return rates
+    runs |= tuning.do([job for jobs in more.values() for job in jobs], finished_only=finished_only)
+    return choose_rates({key: [*jobs, *more.get(key, ())] for key, jobs in tried.items()}, runs)
 
 
 def _tell_cost(tuning: Bench, final: Bench, scale: Scale) -> None:
