@@ -69,7 +69,7 @@ def test_pooled_moments_hold_the_spread_of_the_means():
 
 def test_small_micro_batches_are_told_a_cure_and_large_ones_another():
     assert measured(2).cures == ("kalman", "group")
-    assert "2 are noisy: convert them to kalman or group, or raise the micro-batch" in measured(2).reason
+    assert "2 are noisy: try kalman or group in their place, or a larger micro-batch" in measured(2).reason
     assert measured(256).cures == ("ghost",)
     assert "the noise of batch 32: ghost batches of that size keep it" in measured(256).reason
     assert measured(256, base_batch_size=None).cures == ()

@@ -188,7 +188,7 @@ def _why(
     )
     if "kalman" in cures:
         num_large = sum(error.is_large for error in layers.values())
-        return f"{size}; {num_large} are noisy: convert them to {' or '.join(cures)}, or raise the micro-batch"
+        return f"{size}; {num_large} are noisy: try {' or '.join(cures)} in their place, or a larger micro-batch"
     if "ghost" in cures:
         return (
             f"{size}; the net was tuned with the noise of batch {base_batch_size}: ghost batches of that size keep it"
