@@ -28,13 +28,25 @@ class Net(nn.Module):
         return self.body(self.first(x))
 
 
+def mean_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def bare():
+    return nn.Linear(64, 2)
+
+
 def workload(num_samples=4096, **changes):
     x = torch.randn(num_samples, 64, generator=torch.Generator().manual_seed(0))
     fields = {
         "model": Net,
         "train_set": TensorDataset(3 * x + 7, x[:, 0].gt(0).long()),
-        "loss": lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
-        "optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss": mean_loss,
+        "optimizer": sgd,
         "base_batch_size": 32,
         "epochs": 1,
     }
@@ -119,4 +131,4 @@ def test_a_probe_reports_it_at_the_recommended_micro_batch():
     assert found["layers"]["first"].keys() == {"mean_error", "log_var_error"}
     assert set(found["cures"]) <= {"kalman", "group", "ghost"}
     assert "the least exact of 2 batch norms" in found["reason"]
-    assert probe(workload(model=lambda: nn.Linear(64, 2)), budget=1.0).to_dict()["normalization"] is None
+    assert probe(workload(model=bare), budget=1.0).to_dict()["normalization"] is None
