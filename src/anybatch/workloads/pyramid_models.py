@@ -35,7 +35,7 @@ Target = dict[str, Tensor]
 def build_faster_rcnn(num_classes: int, *, size: int, num_proposals: int = 64) -> nn.Module:
     """Return torchvision's Faster R-CNN on the small backbone.
 
-    Differs from torchvision's own: the pyramid has group norm, without which training diverges at 20 times the
+    Differs from torchvision's own: the pyramid has group norm, without which training diverges at twice the
     workload's rate; the box head has the start of Detectron, and its classifier begins at the classes' shares.
 
     Args:
