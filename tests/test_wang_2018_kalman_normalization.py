@@ -192,7 +192,7 @@ def test_figures_are_averaged_over_layers_for_each_seed(study):
 
 def test_every_claim_has_an_id_of_its_own_and_cells_that_are_trained(study):
     ids = [each.id for each in study.run.EXPECTED]
-    assert len(ids) == len(set(ids)) == 29
+    assert len(ids) == len(set(ids)) == 31
     known = {(part, recipe.name): cell_of(study, [0.5, 0.6]) for part, each in study.parts.FULL.items()
              for recipe in each.recipes}  # fmt: skip
     found = study.evidence.Found(known)

@@ -76,6 +76,6 @@ FULL = {
         rates_from={each.name: each.name.partition(" ")[0] for each in AT_SIZES},
         num_evaluations=2,
     ),
-    "untuned": Part([BN, GN, KN, KN_PUBLISHED], seeds=3, is_tuned=False),
+    "untuned": Part([BN, GN, KN, KN_PUBLISHED], is_tuned=False),
 }
 QUICK = {"micro": Part([BN_128, BN, GN, KN], seeds=3, is_decision=True, is_tuned=False, epochs=2.5, num_evaluations=2)}

@@ -24,7 +24,7 @@ class Expected(NamedTuple):
 
 
 SEG, SEG_256, SEG_1024 = "segmentation at 16", "segmentation at 256", "segmentation at 1024"
-SEG_HALF = "segmentation at 256, half the rate"
+SEG_HALF, DET_HALF = "segmentation at 256, half the rate", "detection at 64, half the rate"
 DET, DET_64, DET_256 = "detection at 16", "detection at 64", "detection at 256"
 SEG_RIVALS_256, SEG_RIVALS_1024 = "segmentation, LARS and LAMB at 256", "segmentation, LARS and LAMB at 1024"
 DET_RIVALS, ABLATIONS, NORMS = "detection, LARS and LAMB at 256", "ablations", "norms at 2"
@@ -47,6 +47,10 @@ EXPECTED = (
              (DET, "SGD"), (DET_64, SCALED)),
     Expected("agvm-det-64", "detection: AGVM recovers some of that at 64", FASTER, "36.7 > 35.3 at 512",
              (DET_64, ALIGNED), (DET_64, SCALED)),
+    Expected("gap-det-half", "detection: plain scaling loses at 64 and half the rate, of 16", FASTER,
+             "36.8 to 35.3 at 512 of 32", (DET, "SGD"), (DET_HALF, SCALED)),
+    Expected("agvm-det-half", "detection: AGVM recovers some of that at 64 and half the rate, for both", FASTER,
+             "36.7 > 35.3 at 512", (DET_HALF, ALIGNED), (DET_HALF, SCALED)),
     Expected("gap-det-256", "detection: plain scaling loses at 256, of 16", FASTER, "36.8 to 35.3 at 512 of 32",
              (DET, "SGD"), (DET_256, SCALED)),
     Expected("agvm-det-256", "detection: AGVM recovers some of that at 256", FASTER, "36.7 > 35.3 at 512",

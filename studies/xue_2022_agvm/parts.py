@@ -216,6 +216,9 @@ FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
     **_of_task("detection", DETECTION, (MIDDLE,), 32),
+    "detection at 64, half the rate": replace(
+        _of_task("detection", DETECTION, (MIDDLE,), 32)["detection at 64"], lr_factors=(0.5,), beyond=()
+    ),
     **_followed("instances", DETECTION, DEFAULT, 64),
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),
