@@ -20,12 +20,13 @@ def draw(rows: Sequence[Mapping[str, Any]], comparisons: Mapping[str, Comparison
     results = {(r["part"], r["recipe"], r["batch_size"]): cell_of_row(r) for r in rows if r["lr_factor"] == 1}
     cells = {key[:3]: cell for key, cell in collect(comparisons).items() if key[3] == 1 and cell.runs}
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    for axis, (recipe, colour) in zip([axes[0]] * 3, (("LB", "C0"), ("+LR", "C1"), ("+GBN", "C2")), strict=True):
-        sizes = {128: SMALL, 1024: (AT_1024, recipe, 1024), 4096: (AT_4096, recipe, 4096)}
+    for recipe in ("LB", "+LR", "+GBN", "+RA"):
+        parts = ("adaptation at 1024", "adaptation at 4096") if recipe == "+RA" else (AT_1024, AT_4096)
+        sizes = {128: SMALL, 1024: (parts[0], recipe, 1024), 4096: (parts[1], recipe, 4096)}
         known = [(size, results[key]) for size, key in sizes.items() if key in results]
         error = [100 - cell.mean("eval_accuracy") for _, cell in known]
         spread = [cell.sd("eval_accuracy") or 0 for _, cell in known]
-        axis.errorbar([size for size, _ in known], error, spread, label=recipe, color=colour, capsize=3, marker="o")
+        axes[0].errorbar([size for size, _ in known], error, spread, label=recipe, capsize=3, marker="o")
     axes[0].set(
         xscale="log",
         xticks=[128, 1024, 4096],
