@@ -64,8 +64,9 @@ def spread_of(fractions: Mapping[str, float | None]) -> float:
 
 
 def joined(verdicts: Sequence[str]) -> str:
-    """Return the verdict that all share, else "partly" where one is reproduced, "not" where none is."""
-    return verdicts[0] if len(set(verdicts)) == 1 else "partly" if "reproduced" in verdicts else "not"
+    """Return the verdict that all share, else "partly" where one holds at least in part, "not" where none does."""
+    holds = {"reproduced", "partly"} & set(verdicts)
+    return verdicts[0] if len(set(verdicts)) == 1 else "partly" if holds else "not"
 
 
 def _listed(fractions: Mapping[str, float]) -> str:
