@@ -27,6 +27,7 @@ class Row:
         use: the command or the name.
         study: its folder.
         claims: of the study, the first one found with figures is shown.
+        beside: a claim that belongs to it, shown too; "" for none.
         limit: from all that the study found to a sentence on where it ends, shown where no claim failed.
     """
 
@@ -34,6 +35,7 @@ class Row:
     use: str
     study: str
     claims: Sequence[str]
+    beside: str = ""
     limit: Callable[[Mapping[str, Any]], str] | None = None
 
 
@@ -55,11 +57,11 @@ ROWS = (
         ("ra-1024", "ra-4096", "gap-4096")),
     Row("one or two samples per device", '[`nn.convert(model, "kalman")`](docs/convert.md)',
         "wang_2018_kalman_normalization",
-        ("micro-kn-bn",)),
+        ("untuned-kn-bn",), "micro-kn-bn"),
     Row("a detector at a huge batch", "[`anybatch.AGVM`](docs/agvm.md)", "xue_2022_agvm", ("agvm-seg-256",)),
     Row("a policy that must not get worse", "[`anybatch safe-pg`](docs/safe_policy_gradients.md)",
         "papini_2017_safe_policy_gradients",
-        ("promise-reinforce_without_baseline_chebyshev",), price_of_safety),
+        ("promise-reinforce_without_baseline_chebyshev",), limit=price_of_safety),
 )  # fmt: skip
 
 
@@ -92,7 +94,9 @@ def measured(row: Row, results: Mapping[str, Any]) -> str:
     if not claims:
         return NOT_YET
     by_id = {claim["id"]: claim for claim in claims}
-    return _figures(row, next((by_id[id_] for id_ in row.claims if id_ in by_id), claims[0]), results)
+    shown = [next((by_id[id_] for id_ in row.claims if id_ in by_id), claims[0])]
+    shown += [by_id[row.beside]] if row.beside in by_id else []
+    return "; ".join(_figures(row, claim, results) for claim in shown)
 
 
 def fails(row: Row, results: Mapping[str, Any]) -> str:

@@ -38,6 +38,15 @@ def test_the_first_claim_that_was_run_is_shown_and_the_first_that_failed(story):
     assert f"| [not reproduced]{link}: less is more: 2 > 1 \\| 0 (3 seeds), and 1 more |" in table
 
 
+def test_a_claim_that_belongs_to_the_first_is_shown_beside_it(story):
+    found = {"claims": CLAIMS}
+    row = story.Row("data", "use", "study", ("a",), "c")
+    assert story.measured(row, found).endswith(
+        "1 < 2 (1 seed); [not reproduced](studies/study/README.md): all is one: 3 (2 seeds)"
+    )
+    assert story.measured(story.Row("data", "use", "study", ("a",), "gone"), found).endswith("1 < 2 (1 seed)")
+
+
 def test_a_study_that_was_run_in_part_says_so(story):
     row = story.Row("data", "use", "study", ("b",))
     assert story.measured(row, {"size": "quick", "claims": CLAIMS}).endswith("(3 seeds, `run.py --quick` alone)")
@@ -49,8 +58,8 @@ def test_nothing_that_failed_is_said_of_what_was_run_alone_unless_a_limit_is_kno
     price = {"curve": "chebyshev_gpomdp_005", "over_true_variance": 123.4}
     results = {"claims": CLAIMS[:1], "price": [{"curve": "another", "over_true_variance": 7.8}, price]}
     assert story.fails(row, results) == story.NOTHING
-    assert "123 times" in story.fails(story.Row("", "", "study", (), story.price_of_safety), results)
-    assert story.fails(story.Row("", "", "study", (), story.price_of_safety), {}) == story.UNKNOWN
+    assert "123 times" in story.fails(story.Row("", "", "study", (), limit=story.price_of_safety), results)
+    assert story.fails(story.Row("", "", "study", (), limit=story.price_of_safety), {}) == story.UNKNOWN
 
 
 def test_what_holds_in_part_is_shown_where_nothing_failed(story):
