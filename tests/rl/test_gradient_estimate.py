@@ -41,12 +41,12 @@ class Reused:
 
 def test_a_feature_map_may_reuse_its_output_and_keep_tensors_of_its_own():
     fresh, reused = (
-        estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], feature_map=Reused(is_fresh=each)), 1000, seed=1)
+        estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], features=Reused(is_fresh=each)), 1000, seed=1)
         for each in (True, False)
     )
     assert torch.equal(fresh.gradient, reused.gradient)
     feature_map = Reused(is_fresh=True)
-    estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], feature_map=feature_map), 1000, seed=1)
+    estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], features=feature_map), 1000, seed=1)
     assert not feature_map.center.is_inference()  # those could not be saved for a backward pass
 
 
