@@ -51,9 +51,18 @@ def _judge_law(id_: str, what: str, laws: Mapping[tuple[str, int], Sequence[Dist
         "; ".join(words),
         f"AICc of the power less that of the log, added over seeds; decisive from {DECISIVE:.1f}",
         min(map(len, known.values())),
-        "reproduced" if set(better) == {"log"} else "not" if better.count("power") > better.count("log") else "partly",
+        _joined(better),
     )
     return [claim]
+
+
+def _joined(better: Sequence[str]) -> str:
+    """Return the verdict on the logarithm, from the law that each cell's seeds tell together."""
+    if not {"log", "power"} & set(better):
+        return "undecided"
+    return (
+        "reproduced" if set(better) == {"log"} else "not" if better.count("power") > better.count("log") else "partly"
+    )
 
 
 def _judge_slopes(cells: dict[tuple[str, int], Cell]) -> list[Claim]:
