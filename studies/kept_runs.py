@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from anybatch.train.plain import write_text
 from anybatch.train.run_folder import RunFolder
@@ -34,7 +35,7 @@ def bring_runs(kept: Path, runs: Path) -> None:
 
 
 def keep_runs(runs: Path, kept: Path) -> None:
-    """Write all finished runs to a file, by name.
+    """Write all finished runs to a file, by name; of the walk of each tensor the first one's alone, which studies read.
 
     Args:
         runs: folder of all runs.
@@ -44,6 +45,14 @@ def keep_runs(runs: Path, kept: Path) -> None:
     for path in sorted(runs.iterdir()):
         if (path / "result.json").exists():
             config, result = (json.loads((path / name).read_text("utf-8")) for name in ("config.json", "result.json"))
-            run = {"name": path.name, "config": config, "result": result}
+            run = {"name": path.name, "config": config, "result": _without_most_tensors(result)}
             lines.append(json.dumps(run, separators=(",", ":")) + "\n")
     write_text(kept, "".join(lines))
+
+
+def _without_most_tensors(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without what is nine tenths of it: how far every single tensor has walked."""
+    if "distance" not in result:
+        return result
+    lines = [{**line, "tensors": dict(list(line["tensors"].items())[:1])} for line in result["distance"]]
+    return {**result, "distance": lines}

@@ -33,6 +33,14 @@ def test_finished_runs_come_back_as_they_were_and_unfinished_ones_do_not(tmp_pat
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / KEPT).read_bytes()
 
 
+def test_of_the_walk_of_each_tensor_the_first_is_kept(tmp_path):
+    lines = [{"updates": n, "distance": 2.0 * n, "tensors": {"first": 1.0 * n, "last": 1.5 * n}} for n in (1, 2)]
+    finish(tmp_path / "here" / "a", {}, {"loss": 0.5, "distance": lines})
+    keep_runs(tmp_path / "here", tmp_path / KEPT)
+    kept = json.loads((tmp_path / KEPT).read_text())["result"]["distance"]
+    assert kept == [{"updates": n, "distance": 2.0 * n, "tensors": {"first": 1.0 * n}} for n in (1, 2)]
+
+
 def test_a_run_that_is_there_stays_and_another_of_its_name_is_refused(tmp_path):
     finish(tmp_path / "here" / "a", {"seed": 0}, {"loss": 0.5})
     keep_runs(tmp_path / "here", tmp_path / KEPT)

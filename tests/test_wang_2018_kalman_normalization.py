@@ -213,8 +213,8 @@ def test_where_the_best_rate_is_at_the_edge_one_more_is_tried_with_that_recipe_a
 
     monkeypatch.setattr(study.cells, "tuning_jobs", planned)
     rates = [
-        {"recipe": recipe, "batch_size": 128, "best": best}
-        for recipe, best in (("low", 0.3), ("middle", 1), ("high", 10))
+        {"recipe": recipe, "batch_size": 128, "accuracies": dict(zip(("0.3", "1", "10"), found, strict=True))}
+        for recipe, found in (("low", (80.0, 70.0, 60.0)), ("middle", (60.0, 80.0, 70.0)), ("high", (1.0, 2.0, 3.0)))
     ]
     more = study.cells.jobs_beyond(None, {}, rates)
     found = {recipe: [job.cell.lr_factor for job in jobs] for (recipe, _), jobs in more.items()}

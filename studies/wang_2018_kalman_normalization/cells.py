@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from images import BATCH_SIZE, EPOCHS, RATE
+from tuning import next_factor
 
 from anybatch import Recipe, Workload
 from anybatch.train.comparison import Run
@@ -20,7 +21,7 @@ from anybatch.train.shared_work import SharedWork
 
 CHANCE = 10.0  # percent, what a run that diverged counts as
 FACTORS = (0.3, 1.0, 3.0, 10.0)  # on the published rate, tried by every method
-BEYOND = {0.3: 0.1, 10.0: 30.0}  # tried where the best is at the edge
+BEYOND = (0.1, 30.0)  # tried where the best is at the edge
 Key = tuple[str, str]  # part and recipe
 
 
@@ -135,11 +136,13 @@ def jobs_beyond(
     bench: Bench, parts: Mapping[str, Part], rates: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[str, int], list[Job]]:
     """Return one run more for every recipe whose best rate is at the edge of those tried."""
-    at_edge = {(row["recipe"], row["batch_size"]): BEYOND[row["best"]] for row in rates if row["best"] in BEYOND}
-    if not at_edge:
-        return {}
-    found = tuning_jobs(bench, parts, sorted(set(at_edge.values())))
-    return {key: [job for job in found[key] if job.cell.lr_factor == factor] for key, factor in at_edge.items()}
+    scores = {
+        (row["recipe"], row["batch_size"]): {float(factor): score for factor, score in row["accuracies"].items()}
+        for row in rates
+    }
+    further = {key: factor for key, each in scores.items() if (factor := next_factor(each, BEYOND)) is not None}
+    found = tuning_jobs(bench, parts, sorted(set(further.values()))) if further else {}
+    return {key: [job for job in found[key] if job.cell.lr_factor == factor] for key, factor in further.items()}
 
 
 def choose_rates(jobs: Mapping[tuple[str, int], Sequence[Job]], runs: Mapping[Path, Run]) -> list[dict[str, Any]]:

@@ -149,6 +149,11 @@ def _of_task(
     return parts
 
 
+def _at_half_the_rate(task: str, size: Size, batch_size: int, micro_batch_size: int) -> dict[str, Part]:
+    ((name, part),) = _of_task(task, size, (batch_size,), micro_batch_size).items()
+    return {f"{name}, half the rate": replace(part, lr_factors=(0.5,), beyond=())}
+
+
 def _of_rivals(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
     return {
         f"{task}, LARS and LAMB at {batch_size}": Part(
@@ -210,15 +215,11 @@ FULL: dict[str, Step] = {
     **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128, 24),
     "controls at 256": Control("segmentation at 256"),
-    "segmentation at 256, half the rate": replace(
-        _of_task("segmentation", SEGMENTATION, (LARGE,), 128)["segmentation at 256"], lr_factors=(0.5,), beyond=()
-    ),
+    **_at_half_the_rate("segmentation", SEGMENTATION, LARGE, 128),
     **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
     **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
     **_of_task("detection", DETECTION, (MIDDLE,), 32),
-    "detection at 64, half the rate": replace(
-        _of_task("detection", DETECTION, (MIDDLE,), 32)["detection at 64"], lr_factors=(0.5,), beyond=()
-    ),
+    **_at_half_the_rate("detection", DETECTION, MIDDLE, 32),
     **_followed("instances", DETECTION, DEFAULT, 64),
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import anybatch
 from anybatch.cli import launch
@@ -256,6 +257,32 @@ def test_a_rank_that_is_told_to_end_while_it_fails_still_says_why():
 def test_a_failure_of_the_model_says_how_to_see_where(run):
     _, _, err = run("probe", mine("wrong_shapes"))
     assert err.endswith("Run again with --debug to see where.\n")
+
+
+def test_what_was_measured_is_written_though_torchrun_ends_the_rank_meanwhile(tmp_path):
+    record = tmp_path / "p.json"
+    code = (
+        "import os, signal, sys; from contextlib import nullcontext; from anybatch.cli import launch, outputs;"
+        "write = outputs.Outputs.write;"
+        "ended = lambda *given: (os.kill(os.getpid(), signal.SIGTERM), write(*given))[1];"
+        "outputs.Outputs.write = ended; launch._ranks = lambda: 2; launch.process_group = nullcontext;"
+        "from anybatch.cli.main import app; sys.exit(launch.run(app))"
+    )
+    command = [sys.executable, "-c", code, "probe", mine("nan_in_the_run"), "--budget", "1", "--json", str(record)]
+    environment = {**os.environ, "RANK": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert json.loads(record.read_text())["partial"] is True
+    assert "loss and gradients must be finite" in done.stderr
+
+
+def test_of_several_ranks_the_first_that_fails_speaks_in_every_attempt(monkeypatch):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    assert [launch._is_first_to_fail() for _ in range(2)] == [True, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert [launch._is_first_to_fail() for _ in range(2)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,25 @@ def test_a_part_that_is_shared_stays_shared(run, tmp_path):
 def test_a_part_whose_inputs_are_not_known_is_refused_where_they_are_needed(run, part):
     code, _, err = run(f"{FILE}:sharing", "--to", "kalman", "--part", part, "--dry-run")
     assert code == 2
-    assert "--part must name a module that the loss calls, with positional arguments alone" in err
-    assert f"'{part}' is not called so" in err
+    assert "--part must name a module that is called with positional arguments alone" in err
+    assert f"'{part}' is not. Name the module around it." in err
     assert run(f"{FILE}:sharing", "--to", "group", "--part", part, "--dry-run")[0] == 0
+
+
+def by_keyword(model, batch):
+    return nn.functional.cross_entropy(model(features=batch[0]), batch[1])
+
+
+def called_by_keyword():
+    return normed(model=Detector, loss=by_keyword)
+
+
+def test_a_model_whose_inputs_are_not_known_is_refused_with_what_to_do(run):
+    code, _, err = run(f"{FILE}:called_by_keyword", "--to", "kalman", "--dry-run")
+    assert code == 2
+    assert "the loss must call the model with positional arguments alone" in err
+    assert "name a part that is called so with --part" in err
+    assert run(f"{FILE}:called_by_keyword", "--to", "kalman", "--part", "body", "--dry-run")[0] == 0
 
 
 def test_a_part_that_is_a_norm_is_a_first_norm(run):

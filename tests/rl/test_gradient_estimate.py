@@ -39,6 +39,23 @@ class Reused:
         return self.kept
 
 
+class Hesitant(GaussianPolicy):
+    """Features that are the states themselves at some steps, and a copy of them at others."""
+
+    def __init__(self):
+        super().__init__([[-0.2]])
+        self.calls = 0
+
+    def features(self, states):
+        self.calls += 1
+        return states if self.calls % 3 else states.clone()
+
+
+def test_features_may_be_the_states_at_some_steps_and_copies_at_others():
+    plain = estimate_gradient(LQG(), GaussianPolicy([[-0.2]]), 1000, seed=1)
+    assert torch.equal(estimate_gradient(LQG(), Hesitant(), 1000, seed=1).gradient, plain.gradient)
+
+
 def test_a_feature_map_may_reuse_its_output_and_keep_tensors_of_its_own():
     fresh, reused = (
         estimate_gradient(LQG(), GaussianPolicy([[0.0, 0.0]], features=Reused(is_fresh=each)), 1000, seed=1)

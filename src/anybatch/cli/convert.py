@@ -14,15 +14,20 @@ from anybatch.cli.outputs import check_writable
 from anybatch.errors import InputError
 from anybatch.nn.conversion_targets import TARGETS
 from anybatch.nn.convert import convert as convert_model
+from anybatch.nn.convert import put_in_place
 from anybatch.train.checkpoint import load_weights, put_weights
 from anybatch.train.example_inputs import find_example_inputs
 from anybatch.train.loop import start_training
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload
 
-_NOT_CALLED = (
-    "--part must name a module that the loss calls, with positional arguments alone, for kinds that follow the graph; "
-    "{where} is not called so. Name the module around it."
+_PART_NOT_CALLED = (
+    "--part must name a module that is called with positional arguments alone, for kinds that follow the graph; "
+    "{!r} is not. Name the module around it."
+)
+_MODEL_NOT_CALLED = (
+    "the loss must call the model with positional arguments alone, for kinds that follow the graph. Call it so, or "
+    "name a part that is called so with --part."
 )
 
 
@@ -55,12 +60,12 @@ def convert(
     module = model if part is None else _part_of(model, part)
     inputs = find_example_inputs(given, model, module) if TARGETS[to].is_wired else None
     if TARGETS[to].is_wired and inputs is None:
-        raise InputError(_NOT_CALLED.format(where="the model" if part is None else f"{part!r}"))
+        raise InputError(_MODEL_NOT_CALLED if part is None else _PART_NOT_CALLED.format(part))
     conversion = convert_model(module, to, example_inputs=inputs, **_options(option or []))
     if part is None:
         model = conversion.model
     else:
-        _put_everywhere(model, module, conversion.model)
+        put_in_place(model, {module: conversion.model})
     Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
     if save is not None:
         torch.save(model.state_dict(), save)
@@ -73,12 +78,6 @@ def _part_of(model: nn.Module, name: str) -> nn.Module:
         has = f"It consists of {known}." if known else "It has no parts."
         raise InputError(f"--part must name a module of the model; got {name!r}. {has}")
     return modules[name]
-
-
-def _put_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if module is old:
-            model.set_submodule(name, new)
 
 
 def _options(given: list[str]) -> dict[str, Any]:

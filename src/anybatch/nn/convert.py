@@ -133,11 +133,11 @@ def convert(
     centred = _weights_to_center(model, tuple(old), given)
     was_centred = any(isinstance(layer, TARGETS["moving_average"].types) for layer in new)
     converted = new.get(model, model)
-    _put(model, new)
+    put_in_place(model, new)
     try:
         wiring = _wire(converted, target, example_inputs, given) if new else None
     except BaseException:
-        _put(model, {layer: old_layer for old_layer, layer in new.items()})
+        put_in_place(model, {layer: old_layer for old_layer, layer in new.items()})
         raise
     notes = [target.note] if target.note and new else []
     notes += _center(model, centred, uncenters=was_centred and to != "moving_average")
@@ -299,7 +299,13 @@ def _new_layer(old: Any, target: Target, options: Mapping[str, Any]) -> nn.Modul
     return target.types[dimension](**given, **place)
 
 
-def _put(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+def put_in_place(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever a model has them.
+
+    Args:
+        model: changed in place; a module of it that is shared stays so.
+        new: by the module whose place it takes.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child is not None and child in new:

@@ -84,8 +84,10 @@ def _walk(
     visited = states[:-1].unbind()
     for step, (now, action, drawn, following) in enumerate(zip(visited, actions, noise, states[1:], strict=True)):
         features = policy.features(now)
-        if features is not now:
-            kept = buffers.take("features", len(noise), *features.shape) if kept is None else kept
+        if features is not now and kept is None:
+            kept = buffers.take("features", len(noise), *features.shape)
+            kept[:step] = states[:step]  # were the features so far
+        if kept is not None:
             kept[step] = features
         policy.act(features, drawn, action)
         dynamics.max_action.clip(action)

@@ -241,8 +241,8 @@ def _backbone(norm_layer: Callable[[int], nn.Module] | None = None) -> nn.Module
     stem = nn.Sequential(nn.Conv2d(3, WIDTHS[0], 3, 2, padding=1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
     named = {"stem": stem, **{f"stage{index}": stage for index, stage in enumerate(stages, start=1)}}
     levels = {f"stage{index}": str(index - 1) for index in range(1, len(WIDTHS) + 1)}
-    stages_alone = nn.Sequential(OrderedDict(named))
-    return utilities.BackboneWithFPN(stages_alone, levels, list(WIDTHS), NUM_PYRAMID_CHANNELS, norm_layer=norm_layer)
+    body = nn.Sequential(OrderedDict(named))
+    return utilities.BackboneWithFPN(body, levels, list(WIDTHS), NUM_PYRAMID_CHANNELS, norm_layer=norm_layer)
 
 
 def _start_at_shares(classify: nn.Conv2d | nn.Linear, background_share: float) -> None:
