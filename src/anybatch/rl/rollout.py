@@ -86,7 +86,8 @@ def _walk(
         features = policy.features(now)
         if features is not now and kept is None:
             kept = buffers.take("features", len(noise), *features.shape)
-            kept[:step] = states[:step]  # were the features so far
+            if step:
+                kept[:step] = states[:step]  # were the features so far
         if kept is not None:
             kept[step] = features
         policy.act(features, drawn, action)
