@@ -30,11 +30,14 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 BY_HAND = torch.tensor([[1.0], [3.0], [2.0], [6.0]])
 
 
-@pytest.fixture(scope="module", autouse=True, params=[0, 10**9], ids=["in_turn", "together"])
+@pytest.fixture(scope="module", autouse=True, params=["in_planes", "in_turn", "together"])
 def way_of_normalizing(request):
-    """Run every test of this file both ways, whatever the size of its parts."""
+    """Run every test of this file in every way, whatever the size of its parts and maps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", request.param)
+        smallest_part = 10**9 if request.param == "together" else 0
+        smallest_plane = 2 if request.param == "in_planes" else 10**9
+        patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", smallest_part)
+        patch.setattr("anybatch.nn.part_normalization._SMALLEST_PLANE", smallest_plane)
         yield
 
 
@@ -380,6 +383,26 @@ def test_a_mean_far_from_zero_costs_no_accuracy(shape):
     check_close(output, twin.output, rtol=1e-3, atol=1e-3)
     check_close(x.grad, twin.grad_input, rtol=1e-3, atol=1e-3)
     check_close(ghost.running_var, twin.running_var, rtol=1e-4, atol=1e-4)
+
+
+def test_a_first_sample_far_from_the_others_costs_no_accuracy():
+    x = draw(64, 3, 8, 8) + 300
+    x[0] -= 600
+    x[32] = 0.0
+    normalized = ghost_batch_norm(x, ghost_batch_size=32)
+    parts = x.double().view(2, 32, 3, 64).transpose(1, 2).flatten(2)
+    rounding = torch.finfo(torch.float32).eps
+    check_close(normalized.mean.double(), parts.mean(2), rtol=8 * rounding, atol=0.0)
+    check_close(normalized.var.double(), parts.var(2), rtol=2 * 32 * rounding, atol=0.0)
+
+
+def test_a_channel_of_one_value_has_no_variance_below_zero():
+    x = torch.full((8, 1, 4, 4), 0.1).requires_grad_()
+    normalized = ghost_batch_norm(x, ghost_batch_size=4)
+    assert (normalized.var >= 0).all()
+    assert normalized.output.abs().max() < 1e-4
+    normalized.output.square().sum().backward()
+    assert x.grad.isfinite().all()
 
 
 def test_a_layer_on_the_data_itself_has_gradients_for_its_parameters_alone():

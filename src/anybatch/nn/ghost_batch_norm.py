@@ -127,10 +127,10 @@ def advance_running_statistic(
         return running.to(parts).lerp(parts.mean(0), torch.as_tensor(num_parts / num_batches_tracked).to(parts))
     if running_update == "average":
         return running.to(parts).lerp(parts.mean(0), momentum)
-    exponents = torch.arange(num_parts - 1, -1, -1, device=parts.device, dtype=parts.dtype)
-    weights = momentum * (1 - momentum) ** exponents
-    kept = (1 - momentum) ** num_parts * running.to(parts)
-    return kept + (weights[:, None] * parts).sum(0)  # a matrix product would be low precision under autocast
+    base = 1 - momentum
+    powers = torch.logspace(num_parts - 1, 0, num_parts, base, device=parts.device, dtype=parts.dtype)
+    # in place, where autocast keeps the precision
+    return running.to(parts, copy=True).addmv_(parts.t(), powers, beta=base**num_parts, alpha=momentum)
 
 
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -163,11 +163,10 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         _check_more_than_one_value(input, self.ghost_batch_size)
-        if count_ghost_batches(len(input), self.ghost_batch_size) == 1:
+        num_parts = count_ghost_batches(len(input), self.ghost_batch_size)
+        if num_parts == 1:
             return super().forward(input)
-        output, mean, var = ghost_batch_norm(
-            input, self.weight, self.bias, ghost_batch_size=self.ghost_batch_size, eps=self.eps
-        )
+        output, mean, var = normalize_parts(input, num_parts, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._track(mean, var)
         return output
@@ -178,16 +177,9 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(len(mean))
-        statistics = (self.running_mean, self.running_var)
-        advanced = advance_running_statistic(
-            torch.cat(statistics),
-            torch.cat((mean, var), 1),
-            self.momentum,
-            running_update=self.running_update,
-            num_batches_tracked=self.num_batches_tracked,
-        )
-        for running, new in zip(statistics, advanced.chunk(2), strict=True):
-            running.copy_(new)
+        for running, parts in ((self.running_mean, mean), (self.running_var, var)):
+            tracked = {"running_update": self.running_update, "num_batches_tracked": self.num_batches_tracked}
+            running.copy_(advance_running_statistic(running, parts, self.momentum, **tracked))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, running_update={self.running_update}"

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
+_SMALLEST_PLANE = 16  # positions; below, batch norm's kernel takes less time
 _backward_of_batch_norm = torch.ops.aten.native_batch_norm_backward.out
 
 
@@ -80,7 +82,7 @@ def _normalize_side_by_side(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, var = input.new_zeros((2, num_parts * input.shape[1]), dtype=wide_dtype(input))
-    weight, bias = (None if tensor is None else tensor.repeat(num_parts) for tensor in (weight, bias))
+    weight, bias = (None if tensor is None else tensor.expand(num_parts, -1).reshape(-1) for tensor in (weight, bias))
     side_by_side = input.unflatten(0, (num_parts, -1)).transpose(0, 1).flatten(1, 2)
     # running statistics of momentum 1 are the statistics of the batch
     output = nn.functional.batch_norm(side_by_side, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
@@ -95,13 +97,8 @@ class _NormalizeInTurn(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        output = torch.empty_like(input)
-        statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=wide_dtype(input)).unbind()
-        parts = (input.tensor_split(num_parts), output.tensor_split(num_parts), *(each.unbind() for each in statistics))
-        for part, output_part, mean, var, *kept in zip(*parts, strict=True):
-            torch.native_batch_norm(part, weight, bias, mean, var, True, 1.0, eps, out=(output_part, *kept))
-        means, vars, _, inverse_stds = statistics
-        return output, means, vars, inverse_stds
+        normalize = _normalize_in_planes if _is_in_planes(input) else _normalize_as_batch_norm
+        return normalize(input, weight, bias, num_parts, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -124,6 +121,52 @@ class _NormalizeInTurn(torch.autograd.Function):
         grad_weight = None if weight is None else grads_weight.sum(0)
         grad_bias = None if bias is None else grads_bias.sum(0)
         return grad_input, grad_weight, grad_bias, None, None
+
+
+def _is_in_planes(input: Tensor) -> bool:
+    is_wide = input.dtype == wide_dtype(input)  # what is centred is kept in the output
+    return input.is_cpu and is_wide and input.is_contiguous() and input.shape[2:].numel() >= _SMALLEST_PLANE
+
+
+def _normalize_as_batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return output, means, unbiased variances and inverse standard deviations, (K, C), of the parts."""
+    output = torch.empty_like(input)
+    statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=wide_dtype(input)).unbind()
+    parts = (input.tensor_split(num_parts), output.tensor_split(num_parts), *(each.unbind() for each in statistics))
+    for part, output_part, mean, var, *kept in zip(*parts, strict=True):
+        torch.native_batch_norm(part, weight, bias, mean, var, True, 1.0, eps, out=(output_part, *kept))
+    means, variances, _, inverse_stds = statistics
+    return output, means, variances, inverse_stds
+
+
+def _normalize_in_planes(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the same in 0.75 to 0.9 of the time of batch norm's kernel, which sums value by value on a CPU.
+
+    Sums are about the mean of a part's first sample. The variance is at least the squared distance of that mean from
+    the part's over the number of samples, so what its correction cancels is at most that many times its rounding.
+
+    Returns:
+        As `_normalize_as_batch_norm`.
+    """
+    output = torch.empty_like(input)
+    parts, output_parts = input.tensor_split(num_parts), output.tensor_split(num_parts)
+    about = torch.stack([part[0] for part in parts]).flatten(2).mean(2)
+    zero, one = torch.zeros_like(about[0]), torch.ones_like(about[0])
+    sums = []
+    for part, output_part, origin in zip(parts, output_parts, about, strict=True):
+        scale_channels(part, origin, one, None, None, out=output_part)
+        sums.append(sum_channels(output_part, output_part, zero))
+    num_values = about.new_tensor([part.numel() // len(zero) for part in parts])[:, None]
+    squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
+    variances = torch.addcmul(squares, distances, distances, value=-1).clamp_min_(0)
+    for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
+        scale_channels(output_part, distance, var, weight, bias, eps, out=output_part)
+    inverse_stds = (variances + eps).rsqrt_()
+    return output, about + distances, variances * (num_values / (num_values - 1)), inverse_stds
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:

@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 
 _SMALLEST_PLANE = 4  # positions; below, a kernel's work per channel is more than its work per value
 _VALUES_OF_A_CHUNK = 2**20  # what is centred stays in the cache
-_backward_of_batch_norm = torch.ops.aten.native_batch_norm_backward
 
 
 class Passes(Protocol):
@@ -125,14 +125,11 @@ class _InPlanes:
         scale, shift, about = (self._per_plane(each) for each in (scale, shift, about))
         # no view, or nothing could be changed in place behind the layer
         output = torch.empty_like(self._input, dtype=planes.dtype)
-        out = (output.view_as(planes), planes.new_empty(0), planes.new_empty(0))
-        torch.native_batch_norm(planes, scale, shift, about, torch.ones_like(about), False, 0.0, 0.0, out=out)
+        scale_channels(planes, about, torch.ones_like(about), scale, shift, out=output.view_as(planes))
         return output
 
     def reduce(self, grad: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        about = self._per_plane(mean)
-        fixed = (None, about, torch.ones_like(about), None, None, False, 0.0, [False, True, True])
-        _, products, sums = _backward_of_batch_norm(self._in_planes(grad), self._planes, *fixed)
+        products, sums = sum_channels(self._in_planes(grad), self._planes, self._per_plane(mean))
         return self._per_sample(products).sum(1), self._per_sample(sums).sum(1)
 
     def combine(self, grad: Tensor, mean: Tensor, of_grad: Tensor, of_input: Tensor, constant: Tensor) -> Tensor:
