@@ -2,8 +2,9 @@
 
 Forward and backward of the layers in training, one thread. Every round times every way once, by processor time and in
 random order, so that other work on the machine and memory left over by another way meet all alike; the figures are
-the least of three medians over rounds. Beside batch norm stand what a user would write without the layer: a Python loop of batch norm
-over the ghost batches, and, for maps with the channels last in memory, a conversion to channels first and back.
+the least of three medians over rounds. Beside batch norm stand what a user would write without the layer: a Python loop
+of batch norm over the ghost batches, and, for maps with the channels last in memory, a conversion to channels first and
+back.
 
     OMP_NUM_THREADS=1 python benchmarks/ghost_batch_norm.py --json benchmarks/results/ghost_batch_norm.json
 """

@@ -6,6 +6,7 @@ as thousands of values do, so small parts are laid side by side and become the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -112,15 +113,50 @@ class _NormalizeInTurn(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is wanted
             return *_differentiable_gradients(ctx, grad_outputs[0]), None, None
         input, weight, bias, means, inverse_stds = ctx.saved_tensors
-        grad_input, grads_weight, grads_bias = (torch.empty_like(tensor) for tensor in (input, means, means))
-        of_samples = (tensor.tensor_split(ctx.num_parts) for tensor in (grad_outputs[0], input, grad_input))
-        of_parts = (tensor.unbind() for tensor in (means, inverse_stds, grads_weight, grads_bias))
-        for grad, part, out0, mean, inverse_std, out1, out2 in zip(*of_samples, *of_parts, strict=True):
-            fixed = (weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3)
-            _backward_of_batch_norm(grad, part, *fixed, out0=out0, out1=out1, out2=out2)
+        gradients = _gradients_in_planes if _is_in_planes(input) else _gradients_as_batch_norm
+        grad_input, grads_weight, grads_bias = gradients(grad_outputs[0], input, weight, means, inverse_stds, ctx.eps)
         grad_weight = None if weight is None else grads_weight.sum(0)
         grad_bias = None if bias is None else grads_bias.sum(0)
         return grad_input, grad_weight, grad_bias, None, None
+
+
+def _gradients_as_batch_norm(
+    grad: Tensor, input: Tensor, weight: Tensor | None, means: Tensor, inverse_stds: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the input and, (K, C), of weight and bias in each part."""
+    num_parts = len(means)
+    grad_input, grads_weight, grads_bias = (torch.empty_like(tensor) for tensor in (input, means, means))
+    of_samples = (tensor.tensor_split(num_parts) for tensor in (grad, input, grad_input))
+    of_parts = (tensor.unbind() for tensor in (means, inverse_stds, grads_weight, grads_bias))
+    for part_grad, part, out0, mean, inverse_std, out1, out2 in zip(*of_samples, *of_parts, strict=True):
+        fixed = (weight, None, None, mean, inverse_std, True, eps, [True] * 3)
+        _backward_of_batch_norm(part_grad, part, *fixed, out0=out0, out1=out1, out2=out2)
+    return grad_input, grads_weight, grads_bias
+
+
+def _gradients_in_planes(
+    grad: Tensor, input: Tensor, weight: Tensor | None, means: Tensor, inverse_stds: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the same without memory for each part's result, which batch norm's kernel asks for."""
+    grad, grad_input = grad.contiguous(), torch.empty_like(input)
+    grads, parts, outputs = (tensor.tensor_split(len(means)) for tensor in (grad, input, grad_input))
+    sums = [sum_channels(part_grad, part, mean) for part_grad, part, mean in zip(grads, parts, means, strict=True)]
+    products, grads_bias = (torch.stack(each) for each in zip(*sums, strict=True))
+    grads_weight = products * inverse_stds
+    of_grad = inverse_stds if weight is None else inverse_stds * weight
+    per_value = of_grad / _values_of(parts, means)
+    of_input, constant = -per_value * inverse_stds * grads_weight, -per_value * grads_bias
+    one = torch.ones_like(means[0])
+    of_parts = (means, of_input, constant, of_grad.view(*of_grad.shape, *[1] * (input.dim() - 2)))
+    for part_grad, part, output, mean, scale, shift, factor in zip(grads, parts, outputs, *of_parts, strict=True):
+        scale_channels(part, mean, one, scale, shift, out=output)
+        output.addcmul_(part_grad, factor)
+    return grad_input, grads_weight, grads_bias
+
+
+def _values_of(parts: Sequence[Tensor], means: Tensor) -> Tensor:
+    """Return the number of values per channel of each part, (K, 1)."""
+    return means.new_tensor([part.numel() // part.shape[1] for part in parts])[:, None]
 
 
 def _is_in_planes(input: Tensor) -> bool:
@@ -160,7 +196,7 @@ def _normalize_in_planes(
     for part, output_part, origin in zip(parts, output_parts, about, strict=True):
         scale_channels(part, origin, one, None, None, out=output_part)
         sums.append(sum_channels(output_part, output_part, zero))
-    num_values = about.new_tensor([part.numel() // len(zero) for part in parts])[:, None]
+    num_values = _values_of(parts, about)
     squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
     variances = torch.addcmul(squares, distances, distances, value=-1).clamp_min_(0)
     for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
