@@ -35,9 +35,10 @@ def way_of_normalizing(request):
     """Run every test of this file in every way, whatever the size of its parts and maps."""
     with pytest.MonkeyPatch.context() as patch:
         smallest_part = 10**9 if request.param == "together" else 0
-        smallest_plane = 2 if request.param == "in_planes" else 10**9
+        planes = range(2, 64**2 + 1) if request.param == "in_planes" else ()
         patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", smallest_part)
-        patch.setattr("anybatch.nn.part_normalization._SMALLEST_PLANE", smallest_plane)
+        patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_PART", 0)
+        patch.setattr("anybatch.nn.part_normalization._PLANES", planes)
         yield
 
 
@@ -394,6 +395,43 @@ def test_a_first_sample_far_from_the_others_costs_no_accuracy():
     rounding = torch.finfo(torch.float32).eps
     check_close(normalized.mean.double(), parts.mean(2), rtol=8 * rounding, atol=0.0)
     check_close(normalized.var.double(), parts.var(2), rtol=2 * 32 * rounding, atol=0.0)
+
+
+def test_the_largest_plane_that_mostly_repeats_a_value_costs_no_accuracy():
+    x = draw(4, 3, 64, 64) * 0.1 + 1
+    x[draw(*x.shape, seed=1) < 0.8] = 0.0
+    normalized = ghost_batch_norm(x, ghost_batch_size=2)
+    parts = x.double().view(2, 2, 3, -1).transpose(1, 2).flatten(2)
+    check_close(normalized.mean.double(), parts.mean(2), rtol=1e-5, atol=0.0)
+    check_close(normalized.var.double(), parts.var(2), rtol=1e-5, atol=0.0)
+
+
+def test_running_statistics_keep_their_precision_where_products_may_lose_it():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        parts = draw(64, 512) + 300
+        advanced = advance_running_statistic(torch.zeros(512), parts, 0.1)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    check_close(advanced.double(), advance_running_statistic(torch.zeros(512), parts.double(), 0.1), rtol=1e-6, atol=0)
+
+
+def test_an_ensemble_in_one_call_has_the_statistics_of_each():
+    x = draw(4, 8, 3) + 5
+    by_vmap = torch.vmap(lambda each: ghost_batch_norm(each, ghost_batch_size=4).mean)
+    one_by_one = torch.stack([ghost_batch_norm(each, ghost_batch_size=4).mean for each in x])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", 10**9)
+        check_close(by_vmap(x), one_by_one)
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
+def test_an_eps_that_is_not_above_zero_is_refused(eps):
+    with pytest.raises(InputError, match="eps must be above 0; got"):
+        GhostBatchNorm2d(3, eps=eps)
+    with pytest.raises(InputError, match="eps must be above 0; got"):
+        ghost_batch_norm(draw(8, 3), ghost_batch_size=4, eps=eps)
 
 
 def test_a_channel_of_one_value_has_no_variance_below_zero():

@@ -18,6 +18,8 @@ def scale_channels(
 ) -> None:
     """Write weight (x - mean) / sqrt(var + eps) + bias.
 
+    On a CPU it is computed as a x + (bias - a mean), so that a mean far from zero costs digits unless a is 1.
+
     Args:
         input: (N, C, *).
         mean: (C,).
@@ -32,7 +34,7 @@ def scale_channels(
 
 
 def sum_channels(grad: Tensor, input: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums over samples and positions of grad (x - mean) and of grad.
+    """Return the sums over samples and positions of grad (x - mean) and of grad, those of a map in the input's dtype.
 
     Args:
         grad: (N, C, *).

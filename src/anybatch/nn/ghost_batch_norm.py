@@ -62,8 +62,8 @@ def ghost_batch_norm(
         The output and the statistics of each ghost batch.
 
     Raises:
-        InputError: `ghost_batch_size` is not a positive integer, a ghost batch has one value per channel, complex or
-            integer input, or weights of other channels.
+        InputError: `ghost_batch_size` is not a positive integer, `eps` is not above 0, a ghost batch has one value per
+            channel, complex or integer input, or weights of other channels.
 
     Example:
         >>> normalized = ghost_batch_norm(torch.tensor([[1.0], [3.0], [2.0], [6.0]]), ghost_batch_size=2)
@@ -75,6 +75,7 @@ def ghost_batch_norm(
         shared out over the others, and running statistics are `advance_running_statistic`'s.
     """
     _check_ghost_batch_size(ghost_batch_size)
+    _check_eps(eps)
     check_tensors(input, weight, bias)
     _check_more_than_one_value(input, ghost_batch_size)
     num_parts = count_ghost_batches(len(input), ghost_batch_size)
@@ -129,8 +130,8 @@ def advance_running_statistic(
         return running.to(parts).lerp(parts.mean(0), momentum)
     base = 1 - momentum
     powers = torch.logspace(num_parts - 1, 0, num_parts, base, device=parts.device, dtype=parts.dtype)
-    # in place, where autocast keeps the precision
-    return running.to(parts, copy=True).addmv_(parts.t(), powers, beta=base**num_parts, alpha=momentum)
+    added = (powers[:, None] * parts).sum(0)  # a matrix product would be low precision where the user allows it
+    return added.mul_(momentum).add_(running.to(parts), alpha=base**num_parts)
 
 
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -152,6 +153,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         dtype: Any = None,
     ) -> None:
         _check_ghost_batch_size(ghost_batch_size)
+        _check_eps(eps)
         _check_running_update(running_update)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.ghost_batch_size = ghost_batch_size
@@ -177,8 +179,8 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(len(mean))
+        tracked = {"running_update": self.running_update, "num_batches_tracked": self.num_batches_tracked}
         for running, parts in ((self.running_mean, mean), (self.running_var, var)):
-            tracked = {"running_update": self.running_update, "num_batches_tracked": self.num_batches_tracked}
             running.copy_(advance_running_statistic(running, parts, self.momentum, **tracked))
 
     def extra_repr(self) -> str:
@@ -208,8 +210,8 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
         dtype: of parameters and buffers.
 
     Raises:
-        InputError: `ghost_batch_size` is not a positive integer, `running_update` is unknown, complex or integer
-            input, other channels, or, in training, a ghost batch has one value per channel.
+        InputError: `ghost_batch_size` is not a positive integer, `eps` is not above 0, `running_update` is unknown,
+            complex or integer input, other channels, or, in training, a ghost batch has one value per channel.
 
     Example:
         >>> layer = GhostBatchNorm1d(1, ghost_batch_size=2)
@@ -249,6 +251,11 @@ def _check_ghost_batch_size(value: int) -> None:
         raise InputError(
             f"ghost_batch_size must be a positive integer; got {value!r}. Choose 32, or the batch the net was tuned at."
         )
+
+
+def _check_eps(value: float) -> None:
+    if not value > 0:
+        raise InputError(f"eps must be above 0; got {value!r}. PyTorch's is 1e-5.")
 
 
 def _check_running_update(value: str) -> None:

@@ -1,7 +1,8 @@
 """How are the parts of one batch normalized, each by its own statistics, at about the cost of batch norm?
 
 Batch norm's own kernels take one part after another, from and to the memory of the whole batch. A call costs as much
-as thousands of values do, so small parts are laid side by side and become the channels of a single batch norm.
+as thousands of values do, so small parts are laid side by side and become the channels of a single batch norm. Large
+maps on a CPU are passed over by those kernels that are vectorized there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
-_SMALLEST_PLANE = 16  # positions; below, batch norm's kernel takes less time
+# where passes over planes take less time than batch norm's kernel, and float32 sums of a plane keep their digits
+_PLANES = range(16, 64**2 + 1)  # positions
+_VALUES_OF_A_PART = 2**17
 _backward_of_batch_norm = torch.ops.aten.native_batch_norm_backward.out
 
 
@@ -82,7 +85,7 @@ def _normalize_together(
 def _normalize_side_by_side(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    mean, var = input.new_zeros((2, num_parts * input.shape[1]), dtype=wide_dtype(input))
+    mean, var = (input.new_zeros(num_parts * input.shape[1], dtype=wide_dtype(input)) for _ in range(2))
     weight, bias = (None if tensor is None else tensor.expand(num_parts, -1).reshape(-1) for tensor in (weight, bias))
     side_by_side = input.unflatten(0, (num_parts, -1)).transpose(0, 1).flatten(1, 2)
     # running statistics of momentum 1 are the statistics of the batch
@@ -98,26 +101,70 @@ class _NormalizeInTurn(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        normalize = _normalize_in_planes if _is_in_planes(input) else _normalize_as_batch_norm
+        normalize = _normalize_in_planes if _is_in_planes(input, num_parts) else _normalize_as_batch_norm
         return normalize(input, weight, bias, num_parts, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, weight, bias, ctx.num_parts, ctx.eps = inputs
-        _, means, vars, inverse_stds = output
+        _, means, variances, inverse_stds = output
         ctx.save_for_backward(input, weight, bias, means, inverse_stds)
-        ctx.mark_non_differentiable(means, vars, inverse_stds)
+        ctx.mark_non_differentiable(means, variances, inverse_stds)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a second derivative is wanted
             return *_differentiable_gradients(ctx, grad_outputs[0]), None, None
         input, weight, bias, means, inverse_stds = ctx.saved_tensors
-        gradients = _gradients_in_planes if _is_in_planes(input) else _gradients_as_batch_norm
+        gradients = _gradients_in_planes if _is_in_planes(input, ctx.num_parts) else _gradients_as_batch_norm
         grad_input, grads_weight, grads_bias = gradients(grad_outputs[0], input, weight, means, inverse_stds, ctx.eps)
         grad_weight = None if weight is None else grads_weight.sum(0)
         grad_bias = None if bias is None else grads_bias.sum(0)
         return grad_input, grad_weight, grad_bias, None, None
+
+
+def _is_in_planes(input: Tensor, num_parts: int) -> bool:
+    is_wide = input.dtype == wide_dtype(input)  # what is centred is kept in the output
+    is_large = input.numel() >= num_parts * _VALUES_OF_A_PART
+    return input.is_cpu and is_wide and is_large and input.is_contiguous() and input.shape[2:].numel() in _PLANES
+
+
+def _normalize_as_batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return output, means, unbiased variances and inverse standard deviations, (K, C), of the parts."""
+    output = torch.empty_like(input)
+    statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=wide_dtype(input)).unbind()
+    parts = (input.tensor_split(num_parts), output.tensor_split(num_parts), *(each.unbind() for each in statistics))
+    for part, output_part, mean, var, *kept in zip(*parts, strict=True):
+        torch.native_batch_norm(part, weight, bias, mean, var, True, 1.0, eps, out=(output_part, *kept))
+    means, variances, _, inverse_stds = statistics
+    return output, means, variances, inverse_stds
+
+
+def _normalize_in_planes(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `_normalize_as_batch_norm` does.
+
+    Sums are about the mean of a part's first sample. The variance is at least the squared distance of that mean from
+    the part's over the number of samples, so what its correction cancels is at most that many times its rounding.
+    """
+    output = torch.empty_like(input)
+    parts, output_parts = input.tensor_split(num_parts), output.tensor_split(num_parts)
+    origins = torch.stack([part[0].flatten(1).mean(1) for part in parts])
+    zero, one = torch.zeros_like(origins[0]), torch.ones_like(origins[0])
+    sums = []
+    for part, output_part, origin in zip(parts, output_parts, origins, strict=True):
+        scale_channels(part, origin, one, None, None, out=output_part)
+        sums.append(sum_channels(output_part, output_part, zero))
+    num_values = _count_values(parts, origins)
+    squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
+    variances = torch.addcmul(squares, distances, distances, value=-1).clamp_min_(0)
+    for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
+        scale_channels(output_part, distance, var, weight, bias, eps, out=output_part)
+    inverse_stds = (variances + eps).rsqrt_()
+    return output, origins + distances, variances * (num_values / (num_values - 1)), inverse_stds
 
 
 def _gradients_as_batch_norm(
@@ -137,14 +184,18 @@ def _gradients_as_batch_norm(
 def _gradients_in_planes(
     grad: Tensor, input: Tensor, weight: Tensor | None, means: Tensor, inverse_stds: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same without memory for each part's result, which batch norm's kernel asks for."""
+    """Return what `_gradients_as_batch_norm` does, without the memory that batch norm's kernel asks for in each part.
+
+    With n values per channel the input has of_grad grad + of_input (x - mean) + constant: of_grad = weight / std,
+    of_input = -of_grad grad_weight / (n std), constant = -of_grad grad_bias / n.
+    """
     grad, grad_input = grad.contiguous(), torch.empty_like(input)
     grads, parts, outputs = (tensor.tensor_split(len(means)) for tensor in (grad, input, grad_input))
     sums = [sum_channels(part_grad, part, mean) for part_grad, part, mean in zip(grads, parts, means, strict=True)]
     products, grads_bias = (torch.stack(each) for each in zip(*sums, strict=True))
     grads_weight = products * inverse_stds
     of_grad = inverse_stds if weight is None else inverse_stds * weight
-    per_value = of_grad / _values_of(parts, means)
+    per_value = of_grad / _count_values(parts, means)
     of_input, constant = -per_value * inverse_stds * grads_weight, -per_value * grads_bias
     one = torch.ones_like(means[0])
     of_parts = (means, of_input, constant, of_grad.view(*of_grad.shape, *[1] * (input.dim() - 2)))
@@ -154,55 +205,9 @@ def _gradients_in_planes(
     return grad_input, grads_weight, grads_bias
 
 
-def _values_of(parts: Sequence[Tensor], means: Tensor) -> Tensor:
+def _count_values(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the number of values per channel of each part, (K, 1)."""
-    return means.new_tensor([part.numel() // part.shape[1] for part in parts])[:, None]
-
-
-def _is_in_planes(input: Tensor) -> bool:
-    is_wide = input.dtype == wide_dtype(input)  # what is centred is kept in the output
-    return input.is_cpu and is_wide and input.is_contiguous() and input.shape[2:].numel() >= _SMALLEST_PLANE
-
-
-def _normalize_as_batch_norm(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return output, means, unbiased variances and inverse standard deviations, (K, C), of the parts."""
-    output = torch.empty_like(input)
-    statistics = input.new_zeros((4, num_parts, input.shape[1]), dtype=wide_dtype(input)).unbind()
-    parts = (input.tensor_split(num_parts), output.tensor_split(num_parts), *(each.unbind() for each in statistics))
-    for part, output_part, mean, var, *kept in zip(*parts, strict=True):
-        torch.native_batch_norm(part, weight, bias, mean, var, True, 1.0, eps, out=(output_part, *kept))
-    means, variances, _, inverse_stds = statistics
-    return output, means, variances, inverse_stds
-
-
-def _normalize_in_planes(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the same in 0.75 to 0.9 of the time of batch norm's kernel, which sums value by value on a CPU.
-
-    Sums are about the mean of a part's first sample. The variance is at least the squared distance of that mean from
-    the part's over the number of samples, so what its correction cancels is at most that many times its rounding.
-
-    Returns:
-        As `_normalize_as_batch_norm`.
-    """
-    output = torch.empty_like(input)
-    parts, output_parts = input.tensor_split(num_parts), output.tensor_split(num_parts)
-    about = torch.stack([part[0] for part in parts]).flatten(2).mean(2)
-    zero, one = torch.zeros_like(about[0]), torch.ones_like(about[0])
-    sums = []
-    for part, output_part, origin in zip(parts, output_parts, about, strict=True):
-        scale_channels(part, origin, one, None, None, out=output_part)
-        sums.append(sum_channels(output_part, output_part, zero))
-    num_values = _values_of(parts, about)
-    squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
-    variances = torch.addcmul(squares, distances, distances, value=-1).clamp_min_(0)
-    for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
-        scale_channels(output_part, distance, var, weight, bias, eps, out=output_part)
-    inverse_stds = (variances + eps).rsqrt_()
-    return output, about + distances, variances * (num_values / (num_values - 1)), inverse_stds
+    return like.new_tensor([part.numel() // part.shape[1] for part in parts])[:, None]
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
