@@ -58,7 +58,7 @@ ROWS = (
     Row("one or two samples per device", '[`nn.convert(model, "kalman")`](docs/convert.md)',
         "wang_2018_kalman_normalization",
         ("untuned-kn-bn",), "micro-kn-bn"),
-    Row("a detector at a huge batch", "[`anybatch.AGVM`](docs/agvm.md)", "xue_2022_agvm", ("agvm-seg-256",)),
+    Row("a detector at a huge batch", "[`anybatch.AGVM`](docs/agvm.md)", "xue_2022_agvm", ("predicted-instances", "agvm-seg-256")),
     Row("a policy that must not get worse", "[`anybatch safe-pg`](docs/safe_policy_gradients.md)",
         "papini_2017_safe_policy_gradients",
         ("promise-reinforce_without_baseline_chebyshev",), limit=price_of_safety),

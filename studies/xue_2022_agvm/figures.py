@@ -9,11 +9,26 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
-from accuracy_claims import DET, DET_64, DET_256, SEG, SEG_256, SEG_1024, Found
+from accuracy_claims import (
+    DET,
+    DET_64,
+    DET_FEW_16,
+    SCALED,
+    SEG,
+    SEG_64,
+    SEG_256,
+    SEG_FEW_16,
+    SEG_FEW_64,
+    Found,
+)
 from noise_claims import ORDER, RUN_16, RUN_256, RUN_AGVM
 
 Noise = Mapping[str, Sequence[dict[str, Any]]]
-STEPS = {"segmentation": {16: SEG, 256: SEG_256, 1024: SEG_1024}, "detection": {16: DET, 64: DET_64, 256: DET_256}}
+FEW = {
+    ((16, SEG_FEW_16), (64, SEG_FEW_64), (256, SEG_256)): "segmentation, 192 updates",
+    ((16, DET_FEW_16), (64, DET_64)): "detection, 256 updates",
+}
+STEPS = {"segmentation": {16: SEG, 64: SEG_64, 256: SEG_256}, "detection": {16: DET, 64: DET_64}}
 
 
 def draw(found: Found, noise: Noise, folder: Path) -> None:
@@ -29,11 +44,15 @@ def draw(found: Found, noise: Noise, folder: Path) -> None:
     for axis, task in zip(axes[0], STEPS, strict=False):
         _draw_accuracy(axis, found, task)
     _draw_proposals(axes[0][2], noise)
-    for row, task in zip(axes[1:], ("segmentation", "instances"), strict=True):
-        columns = ((RUN_16, "small", "at 32"), (RUN_256, "large", "large batch"), (RUN_AGVM, "large", "large batch"))
-        for axis, (name, column, words) in zip(row, columns, strict=True):
-            _draw_noise(axis, noise.get(f"noise of {task}, {name}", ()), column)
-            axis.set(title=f"{task}, {name}: noise {words}", xlabel="updates", ylim=(0, 1.5))
+    panels = [
+        *(("segmentation", *panel) for panel in ((RUN_16, "small"), (RUN_256, "large"), (RUN_AGVM, "large"))),
+        *(("instances", RUN_16, column) for column in ("small", "large")),
+    ]
+    for axis, (task, name, column) in zip(axes.flat[3:], panels, strict=False):
+        _draw_noise(axis, noise.get(f"noise of {task}, {name}", ()), column)
+        words = {"small": "at 32", "large": "at 512"}[column]
+        axis.set(title=f"{task}, {name}: noise {words}", xlabel="updates", ylim=(0, 1.5))
+    _draw_few_updates(axes[2][2], found)
     for axis in axes.flat:
         if axis.has_data():
             axis.legend(frameon=False, fontsize=8)
@@ -49,12 +68,25 @@ def _draw_accuracy(axis: Any, found: Found, task: str) -> None:
     for recipe in ("plain scaling", "AGVM"):
         keys = {size: (step, "SGD" if size == 16 else recipe) for size, step in STEPS[task].items()}
         known = {size: found[key].values for size, key in keys.items() if key in found}
-        if known:
-            means = [statistics.mean(values) for values in known.values()]
-            sds = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
-            axis.errorbar(list(known), means, sds, label=recipe, capsize=3, marker="o")
+        _draw_cells(axis, known, recipe)
     axis.set(xscale="log", xlabel="batch size", ylabel="points", title=task)
     axis.set_xticks(list(STEPS[task]), [str(size) for size in STEPS[task]])
+    axis.minorticks_off()
+
+
+def _draw_cells(axis: Any, values: Mapping[int, Sequence[float]], label: str) -> None:
+    if values:
+        sds = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values.values()]
+        axis.errorbar(list(values), [statistics.mean(each) for each in values.values()], sds, label=label, capsize=3,
+                      marker="o")  # fmt: skip
+
+
+def _draw_few_updates(axis: Any, found: Found) -> None:
+    for steps, words in FEW.items():
+        known = {size: found[step, SCALED].values for size, step in steps if (step, SCALED) in found}
+        _draw_cells(axis, known, words)
+    axis.set(xscale="log", xlabel="batch size", ylabel="points", title="plain scaling, as many updates at each size")
+    axis.set_xticks([16, 64, 256], ["16", "64", "256"])
     axis.minorticks_off()
 
 

@@ -10,7 +10,7 @@ from tasks import Size
 
 from anybatch import LayerwiseRecipe, ModuleRates, NormRecipe, Recipe
 
-BASE, MIDDLE, LARGE, LARGEST = 16, 64, 256, 1024
+BASE, MIDDLE, LARGE = 16, 64, 256
 PUBLISHED_UPDATES = 1840  # of Faster R-CNN at 1024, where AGVM is measured every 10
 GRID, BEYOND = (0.5, 1.0, 2.0), (0.125, 0.25, 4.0, 8.0)
 BASE_GRID, BEYOND_BASE = (1.0, 3.0, 10.0), (0.1, 0.3, 30.0, 100.0)
@@ -154,6 +154,22 @@ def _at_half_the_rate(task: str, size: Size, batch_size: int, micro_batch_size: 
     return {f"{name}, half the rate": replace(part, lr_factors=(0.5,), beyond=())}
 
 
+def _with_as_few_updates(
+    task: str, size: Size, batch_sizes: Sequence[int], batch_size: int, micro_batch_size: int
+) -> dict[str, Part]:
+    """Return plain scaling of other batch sizes, ended after as many updates: what do the images of each add?"""
+    return {
+        f"{task} at {other}, as few updates as {batch_size}": Part(
+            task,
+            other,
+            [PLAIN],
+            replace(size, epochs=size.epochs * other / batch_size),
+            micro_batch_size=micro_batch_size,
+        )
+        for other in batch_sizes
+    }
+
+
 def _of_rivals(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
     return {
         f"{task}, LARS and LAMB at {batch_size}": Part(
@@ -193,21 +209,25 @@ def _norms(size: Size) -> Part:
 QUICK_SIZE = Size(num_train=1024, num_eval=128, epochs=4)
 QUICK_MEASURE = Measure(large=256, num_small=4, num_normalized=2)
 SMOKE_SIZE = Size(num_train=64, num_eval=4, epochs=0.5)
-SMALLER = {2: 2, BASE: 8, MIDDLE: 16, LARGE: 16, LARGEST: 32}
+SMALLER = {2: 2, BASE: 8, MIDDLE: 16, LARGE: 16}
 VARIANTS = ("proposals", "shared head", "head per level", "no pyramid")
 
 
-def _followed(task: str, size: Size, measure: Measure, micro_batch_size: int, num_points: int = 12) -> dict[str, Step]:
-    runs = {
+def _followed(
+    task: str,
+    size: Size,
+    measure: Measure,
+    micro_batch_size: int,
+    num_points: int = 12,
+    names: Sequence[str] = ("SGD at 16", "plain scaling at 256", "AGVM at 256"),
+) -> dict[str, Step]:
+    runs: dict[str, tuple[int, Recipe]] = {
         "SGD at 16": (BASE, AT_BASE),
         "plain scaling at 256": (LARGE, PLAIN),
         "AGVM at 256": (LARGE, agvm(size, LARGE)),
     }
     more = (size.epochs, num_points, measure, micro_batch_size)
-    return {
-        f"noise of {task}, {name}": Followed(task, NoiseRun(batch_size, recipe, *more), size)
-        for name, (batch_size, recipe) in runs.items()
-    }
+    return {f"noise of {task}, {name}": Followed(task, NoiseRun(*runs[name], *more), size) for name in names}
 
 
 # in the order of their worth, so that an early end leaves whole claims
@@ -216,17 +236,19 @@ FULL: dict[str, Step] = {
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128, 24),
     "controls at 256": Control("segmentation at 256"),
     **_at_half_the_rate("segmentation", SEGMENTATION, LARGE, 128),
-    **_of_task("segmentation", SEGMENTATION, (LARGEST,), 128),
-    **_of_task("detection", DETECTION, (LARGE,), 64, tunes_base=True),
+    **_with_as_few_updates("segmentation", SEGMENTATION, (BASE, MIDDLE), LARGE, 128),
+    **_of_task("segmentation", SEGMENTATION, (MIDDLE,), 32),
+    **_of_task("detection", DETECTION, (), 64, tunes_base=True),
     **_of_task("detection", DETECTION, (MIDDLE,), 32),
     **_at_half_the_rate("detection", DETECTION, MIDDLE, 32),
-    **_followed("instances", DETECTION, DEFAULT, 64),
+    **_with_as_few_updates("detection", DETECTION, (BASE,), MIDDLE, 32),
+    **_followed("instances", DETECTION, DEFAULT, 64, names=("SGD at 16",)),  # at 256 it diverges
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),
     "estimators at 256": _estimators(SEGMENTATION),
-    **_of_rivals("segmentation", SEGMENTATION, (LARGE, LARGEST), 128),
+    **_of_rivals("segmentation", SEGMENTATION, (LARGE,), 128),
     "norms at 2": _norms(replace(SEGMENTATION, epochs=4)),
-    **_of_rivals("detection", DETECTION, (LARGE,), 64),
+    **_of_rivals("detection", DETECTION, (MIDDLE,), 32),
 }
 QUICK: dict[str, Step] = {
     "segmentation at 16": Part("segmentation", BASE, [AT_BASE], QUICK_SIZE, lr_factors=(3.0,), tunes_base=True),
