@@ -264,11 +264,42 @@ def test_an_order_within_the_scatter_of_the_points_is_not_reproduced(load):
     claims = load("noise_claims")
 
     def verdict(**heads):
-        return claims._ordered("t", at_full_rate(backbone=[0.9, 0.8, 0.9, 0.8], **heads)).verdict
+        return claims._ordered("segmentation", at_full_rate(backbone=[0.9, 0.8, 0.9, 0.8], **heads)).verdict
 
     assert verdict(fpn=[0.4, 0.5, 0.4, 0.5], semantic_head=[0.2, 0.3, 0.2, 0.3]) == "reproduced"
     assert verdict(fpn=[0.4, 0.5, 0.4, 0.5], semantic_head=[0.6, 0.2, 0.6, 0.3]) == "partly"
     assert verdict(fpn=[0.95, 0.96, 0.95, 0.94], semantic_head=[0.99, 1.0, 1.0, 0.99]) == "not"
+
+
+def test_rates_that_agvm_would_raise_by_less_than_the_scatter_of_the_points_are_not_reproduced(load):
+    def verdict(fpn):
+        (claim,) = load("noise_claims")._raised("segmentation", at_full_rate(backbone=[0.9] * 4, fpn=fpn))
+        return claim.verdict
+
+    assert verdict([0.3, 0.35, 0.3, 0.33]) == "reproduced"
+    assert verdict([0.2, 0.9, 0.3, 0.9]) == "undecided"
+    assert verdict([0.8, 0.85, 0.8, 0.83]) == "not"
+
+
+def test_segmenters_are_judged_along_the_large_batch_alone(load):
+    claims, points = load("noise_claims"), at_full_rate(backbone=[0.9] * 4, fpn=[0.3] * 4)
+    for each in points:
+        each["small"] = each["predicted"] = each["large"]
+    found = {
+        task: claims.judge_noise({f"noise of {task}, SGD at 16": points}) for task in ("segmentation", "instances")
+    }
+    assert [claim.id for claim in found["segmentation"]] == ["aligned-small-segmentation"]
+    assert "raised-instances" in [claim.id for claim in found["instances"]]
+
+
+def test_as_few_updates_are_as_many(load):
+    parts = load("parts")
+    few = {name: step for name, step in parts.FULL.items() if "as few updates" in name}
+    assert len(few) == 3
+    for name, step in few.items():
+        large = parts.FULL[f"{step.task} at {name.rsplit(' ', 1)[1]}"]
+        counts = [each.size.num_train * each.size.epochs / each.batch_size for each in (step, large)]
+        assert counts[0] == counts[1] == {"segmentation": 192, "detection": 256}[step.task]
 
 
 def test_without_a_drop_of_the_rate_nothing_is_said_of_drops(load):

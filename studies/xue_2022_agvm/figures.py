@@ -25,8 +25,8 @@ from noise_claims import ORDER, RUN_16, RUN_256, RUN_AGVM
 
 Noise = Mapping[str, Sequence[dict[str, Any]]]
 FEW = {
-    ((16, SEG_FEW_16), (64, SEG_FEW_64), (256, SEG_256)): "segmentation, 192 updates",
-    ((16, DET_FEW_16), (64, DET_64)): "detection, 256 updates",
+    "segmentation, 192 updates": {16: SEG_FEW_16, 64: SEG_FEW_64, 256: SEG_256},
+    "detection, 256 updates": {16: DET_FEW_16, 64: DET_64},
 }
 STEPS = {"segmentation": {16: SEG, 64: SEG_64, 256: SEG_256}, "detection": {16: DET, 64: DET_64}}
 
@@ -50,7 +50,7 @@ def draw(found: Found, noise: Noise, folder: Path) -> None:
     ]
     for axis, (task, name, column) in zip(axes.flat[3:], panels, strict=False):
         _draw_noise(axis, noise.get(f"noise of {task}, {name}", ()), column)
-        words = {"small": "at 32", "large": "at 512"}[column]
+        words = {"small": "at 32", "large": "large batch"}[column]
         axis.set(title=f"{task}, {name}: noise {words}", xlabel="updates", ylim=(0, 1.5))
     _draw_few_updates(axes[2][2], found)
     for axis in axes.flat:
@@ -82,8 +82,8 @@ def _draw_cells(axis: Any, values: Mapping[int, Sequence[float]], label: str) ->
 
 
 def _draw_few_updates(axis: Any, found: Found) -> None:
-    for steps, words in FEW.items():
-        known = {size: found[step, SCALED].values for size, step in steps if (step, SCALED) in found}
+    for words, steps in FEW.items():
+        known = {size: found[step, SCALED].values for size, step in steps.items() if (step, SCALED) in found}
         _draw_cells(axis, known, words)
     axis.set(xscale="log", xlabel="batch size", ylabel="points", title="plain scaling, as many updates at each size")
     axis.set_xticks([16, 64, 256], ["16", "64", "256"])

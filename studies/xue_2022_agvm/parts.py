@@ -134,49 +134,43 @@ DETECTION = Size(num_train=2048, num_eval=256, epochs=8)
 ONE = (1.0,)
 
 
-def _of_task(
-    task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int, *, tunes_base: bool = False
-) -> dict[str, Part]:
-    """Return base, where its rate is to be found, then plain scaling and AGVM at each batch size."""
-    common = {"size": size, "micro_batch_size": micro_batch_size}
-    parts = {}
-    if tunes_base:
-        grid = {"lr_factors": BASE_GRID, "beyond": BEYOND_BASE}
-        parts[f"{task} at 16"] = Part(task, BASE, [AT_BASE], **grid, tunes_base=True, **common)
-    for batch_size in batch_sizes:
-        recipes = [PLAIN, agvm(size, batch_size)]
-        parts[f"{task} at {batch_size}"] = Part(task, batch_size, recipes, **common)
-    return parts
+def _base(task: str, size: Size, micro_batch_size: int) -> dict[str, Part]:
+    """Return the workload's own recipe at 16, whose rate is to be found."""
+    grid = {"lr_factors": BASE_GRID, "beyond": BEYOND_BASE, "tunes_base": True}
+    return {f"{task} at 16": Part(task, BASE, [AT_BASE], size, micro_batch_size=micro_batch_size, **grid)}
+
+
+def _scaled(task: str, size: Size, batch_size: int, micro_batch_size: int) -> dict[str, Part]:
+    """Return plain scaling and AGVM at a batch size."""
+    recipes = [PLAIN, agvm(size, batch_size)]
+    return {f"{task} at {batch_size}": Part(task, batch_size, recipes, size, micro_batch_size=micro_batch_size)}
 
 
 def _at_half_the_rate(task: str, size: Size, batch_size: int, micro_batch_size: int) -> dict[str, Part]:
-    ((name, part),) = _of_task(task, size, (batch_size,), micro_batch_size).items()
+    ((name, part),) = _scaled(task, size, batch_size, micro_batch_size).items()
     return {f"{name}, half the rate": replace(part, lr_factors=(0.5,), beyond=())}
 
 
 def _with_as_few_updates(
-    task: str, size: Size, batch_sizes: Sequence[int], batch_size: int, micro_batch_size: int
+    task: str, size: Size, smaller: Sequence[int], batch_size: int, micro_batch_size: int
 ) -> dict[str, Part]:
-    """Return plain scaling of other batch sizes, ended after as many updates: what do the images of each add?"""
+    """Return plain scaling at smaller batches, ended after the updates of a large one: the images alone differ."""
     return {
-        f"{task} at {other}, as few updates as {batch_size}": Part(
+        f"{task} at {each}, as few updates as {batch_size}": Part(
             task,
-            other,
+            each,
             [PLAIN],
-            replace(size, epochs=size.epochs * other / batch_size),
+            replace(size, epochs=size.epochs * each / batch_size),
             micro_batch_size=micro_batch_size,
         )
-        for other in batch_sizes
+        for each in smaller
     }
 
 
-def _of_rivals(task: str, size: Size, batch_sizes: Sequence[int], micro_batch_size: int) -> dict[str, Part]:
-    return {
-        f"{task}, LARS and LAMB at {batch_size}": Part(
-            task, batch_size, [LARS, LAMB], size, 1, RIVAL_GRID, BEYOND_RIVAL, micro_batch_size=micro_batch_size
-        )
-        for batch_size in batch_sizes
-    }
+def _rivals(task: str, size: Size, batch_size: int, micro_batch_size: int) -> dict[str, Part]:
+    grid = {"seeds": 1, "lr_factors": RIVAL_GRID, "beyond": BEYOND_RIVAL}
+    part = Part(task, batch_size, [LARS, LAMB], size, micro_batch_size=micro_batch_size, **grid)
+    return {f"{task}, LARS and LAMB at {batch_size}": part}
 
 
 def _ablations(size: Size) -> Part:
@@ -232,23 +226,24 @@ def _followed(
 
 # in the order of their worth, so that an early end leaves whole claims
 FULL: dict[str, Step] = {
-    **_of_task("segmentation", SEGMENTATION, (LARGE,), 128, tunes_base=True),
+    **_base("segmentation", SEGMENTATION, 128),
+    **_scaled("segmentation", SEGMENTATION, LARGE, 128),
     **_followed("segmentation", SEGMENTATION, Measure(num_normalized=4), 128, 24),
     "controls at 256": Control("segmentation at 256"),
     **_at_half_the_rate("segmentation", SEGMENTATION, LARGE, 128),
     **_with_as_few_updates("segmentation", SEGMENTATION, (BASE, MIDDLE), LARGE, 128),
-    **_of_task("segmentation", SEGMENTATION, (MIDDLE,), 32),
-    **_of_task("detection", DETECTION, (), 64, tunes_base=True),
-    **_of_task("detection", DETECTION, (MIDDLE,), 32),
+    **_scaled("segmentation", SEGMENTATION, MIDDLE, 32),
+    **_base("detection", DETECTION, 64),
+    **_scaled("detection", DETECTION, MIDDLE, 32),
     **_at_half_the_rate("detection", DETECTION, MIDDLE, 32),
     **_with_as_few_updates("detection", DETECTION, (BASE,), MIDDLE, 32),
-    **_followed("instances", DETECTION, DEFAULT, 64, names=("SGD at 16",)),  # at 256 it diverges
+    **_followed("instances", DETECTION, DEFAULT, 64, names=("SGD at 16",)),  # Faster R-CNN fails at 256
     **{f"cause: {variant}": Cause(variant, replace(DETECTION, epochs=4)) for variant in VARIANTS},
     "ablations": _ablations(SEGMENTATION),
     "estimators at 256": _estimators(SEGMENTATION),
-    **_of_rivals("segmentation", SEGMENTATION, (LARGE,), 128),
+    **_rivals("segmentation", SEGMENTATION, LARGE, 128),
     "norms at 2": _norms(replace(SEGMENTATION, epochs=4)),
-    **_of_rivals("detection", DETECTION, (MIDDLE,), 32),
+    **_rivals("detection", DETECTION, MIDDLE, 32),
 }
 QUICK: dict[str, Step] = {
     "segmentation at 16": Part("segmentation", BASE, [AT_BASE], QUICK_SIZE, lr_factors=(3.0,), tunes_base=True),
