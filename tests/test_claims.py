@@ -73,7 +73,7 @@ PLACES = {
         "figure 1": 4,
         "appendix": 2,
         "figure 5": 1,
-        "derived here": 3,
+        "derived here": 4,
     },
 }
 
