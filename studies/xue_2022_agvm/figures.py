@@ -50,7 +50,7 @@ def draw(found: Found, noise: Noise, folder: Path) -> None:
     ]
     for axis, (task, name, column) in zip(axes.flat[3:], panels, strict=False):
         _draw_noise(axis, noise.get(f"noise of {task}, {name}", ()), column)
-        words = {"small": "at 32", "large": "large batch"}[column]
+        words = {"small": "at 32", "large": "at a large batch"}[column]
         axis.set(title=f"{task}, {name}: noise {words}", xlabel="updates", ylim=(0, 1.5))
     _draw_few_updates(axes[2][2], found)
     for axis in axes.flat:
