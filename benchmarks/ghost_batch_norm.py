@@ -15,13 +15,11 @@ import argparse
 import json
 import os
 import platform
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
+from shared.turns import seconds_of
 from torch import Tensor, nn
 
 from anybatch.nn import GhostBatchNorm1d, GhostBatchNorm2d
@@ -43,7 +41,7 @@ CASES = (
     ((1024, 512), 128, False),
     ((4096, 512), 128, False),
 )
-VALUES_IN_ALL_ROUNDS = 2e8
+VALUES_PER_MEDIAN = 2e8
 
 
 def main() -> None:
@@ -62,7 +60,7 @@ def main() -> None:
                 "shape": shape,
                 "ghost_batch_size": ghost_batch_size,
                 "channels_last": channels_last,
-                "num_rounds": num_rounds,
+                "rounds_per_median": num_rounds,
                 "milliseconds": milliseconds,
             }
         )
@@ -78,8 +76,8 @@ def main() -> None:
 
 
 def num_rounds_for(shape: tuple[int, ...]) -> int:
-    """Return how many rounds give steady medians in seconds: more for a small input."""
-    return max(25, min(400, int(VALUES_IN_ALL_ROUNDS / torch.Size(shape).numel())))
+    """Return how many rounds give a steady median in seconds: more for a small input."""
+    return max(25, min(400, int(VALUES_PER_MEDIAN / torch.Size(shape).numel())))
 
 
 def measure(shape: tuple[int, ...], ghost_batch_size: int, channels_last: bool, num_rounds: int) -> dict[str, float]:
@@ -89,18 +87,8 @@ def measure(shape: tuple[int, ...], ghost_batch_size: int, channels_last: bool, 
     inputs, grad = (torch.randn(shape).contiguous(memory_format=memory_format) for _ in range(2))
     inputs.requires_grad_()
     ways = ways_for(shape, ghost_batch_size, channels_last)
-    medians = [_medians(ways, inputs, grad, num_rounds) for _ in range(3)]
-    return {name: min(each[name] for each in medians) for name in ways}
-
-
-def _medians(
-    ways: dict[str, Callable[[Tensor], Tensor]], inputs: Tensor, grad: Tensor, num_rounds: int
-) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(num_rounds):
-        for name in random.sample(list(ways), len(ways)):
-            seconds[name].append(_time_once(ways[name], inputs, grad))
-    return {name: 1e3 * median(each) for name, each in seconds.items()}
+    calls = {name: _step(way, inputs, grad) for name, way in ways.items()}
+    return {name: 1e3 * seconds for name, seconds in seconds_of(calls, num_rounds).items()}
 
 
 def ways_for(
@@ -122,11 +110,12 @@ def ways_for(
     return {**ways, "converted": converted} if channels_last else ways
 
 
-def _time_once(way: Callable[[Tensor], Tensor], inputs: Tensor, grad: Tensor) -> float:
-    started = time.process_time()
-    way(inputs).backward(grad)
-    inputs.grad = None
-    return time.process_time() - started
+def _step(way: Callable[[Tensor], Tensor], inputs: Tensor, grad: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        way(inputs).backward(grad)
+        inputs.grad = None
+
+    return step
 
 
 if __name__ == "__main__":

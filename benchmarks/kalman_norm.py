@@ -14,15 +14,13 @@ import argparse
 import json
 import os
 import platform
-import random
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torchvision
+from shared.turns import seconds_of
 from torch import Tensor, nn
 
 from anybatch.nn import convert
@@ -33,7 +31,6 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "kalman, raw": {"state_space": "raw"},
     "kalman, no prior": {"gain": "fixed", "prior_weight": 0.0},
 }
-NUM_MEDIANS = 3
 
 
 def main() -> None:
@@ -98,21 +95,6 @@ def _evaluation(model: nn.Module, images: Tensor) -> Callable[[], None]:
             model(images)
 
     return evaluate
-
-
-def seconds_of(calls: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, float]:
-    """Return the best of three medians of each call, all of them timed in every round."""
-    medians: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(NUM_MEDIANS):
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(num_rounds):
-            for name in random.sample(list(calls), len(calls)):
-                started = time.process_time()
-                calls[name]()
-                seconds[name].append(time.process_time() - started)
-        for name, each in seconds.items():
-            medians[name].append(median(each))
-    return {name: min(each) for name, each in medians.items()}
 
 
 def peak_mebibytes(step: Callable[[], None]) -> float:

@@ -26,7 +26,7 @@ def parts_of_two_modules(draw):
     return gradients, sizes, weights
 
 
-def close(left: torch.Tensor, right) -> None:
+def check_close(left: torch.Tensor, right) -> None:
     torch.testing.assert_close(left, torch.as_tensor(right, dtype=left.dtype), **FLOAT64)
 
 
@@ -38,9 +38,9 @@ def test_moments_equal_the_slow_twin_for_any_sizes_and_weights(parts):
         moments = GradientMoments.from_gradients(gradients, sizes, given_weights)
         twin = moments_of_gradients(per_part, sizes, used)
         assert moments.modules == ("body", "head")
-        close(moments.weights.sum(), 1.0)
-        close(moments.mean_of_sq_norms, list(twin.A.values()))
-        close(moments.sq_norm_of_mean, list(twin.B.values()))
+        check_close(moments.weights.sum(), 1.0)
+        check_close(moments.mean_of_sq_norms, list(twin.A.values()))
+        check_close(moments.sq_norm_of_mean, list(twin.B.values()))
         # a - b may be small against a, so the quotients carry more rounding than A and B
         for got, wanted in (
             (moments.grad_var_trace(), [twin.trace("body"), twin.trace("head")]),
@@ -61,8 +61,8 @@ def test_the_order_of_parts_does_not_matter(parts, random):
         [sizes[i] for i in order],
         [weights[i] for i in order],
     )
-    close(shuffled.mean_of_sq_norms, straight.mean_of_sq_norms)
-    close(shuffled.sq_norm_of_mean, straight.sq_norm_of_mean)
+    check_close(shuffled.mean_of_sq_norms, straight.mean_of_sq_norms)
+    check_close(shuffled.sq_norm_of_mean, straight.sq_norm_of_mean)
 
 
 @given(parts_of_two_modules(), st.floats(1e-3, 1e3))

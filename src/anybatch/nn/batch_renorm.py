@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
-from anybatch.nn.ghost_batch_norm import advance_running_statistic
+from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.part_normalization import normalize_parts
@@ -171,15 +170,7 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
             micro_batch_size=self.micro_batch_size,
             eps=self.eps,
         )
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            for running, parts in ((self.running_mean, mean), (self.running_var, var)):
-                whole = parts.mean(0, keepdim=True)
-                running.copy_(
-                    advance_running_statistic(
-                        running, whole, self.momentum, num_batches_tracked=self.num_batches_tracked
-                    )
-                )
+        track_statistics(self, mean.mean(0, keepdim=True), var.mean(0, keepdim=True))
         return output
 
     def extra_repr(self) -> str:

@@ -134,6 +134,33 @@ def advance_running_statistic(
     return added.mul_(momentum).add_(running.to(parts), alpha=base**num_parts)
 
 
+@torch.no_grad()
+def track_statistics(
+    layer: nn.modules.batchnorm._BatchNorm,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    num_batches: int = 1,
+    running_update: RunningUpdate = "sequential",
+) -> None:
+    """Move a layer's running statistics by `advance_running_statistic`, and its count.
+
+    Args:
+        layer: with running statistics; changed in place.
+        mean: (K, C).
+        var: (K, C).
+        num_batches: added to the count.
+        running_update: "sequential" or "average".
+    """
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(num_batches)
+    tracked = {"running_update": running_update, "num_batches_tracked": layer.num_batches_tracked}
+    for running, parts in ((layer.running_mean, mean), (layer.running_var, var)):
+        running.copy_(advance_running_statistic(running, parts, layer.momentum, **tracked))
+
+
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Mixed in before a BatchNorm; ghost statistics in training, the BatchNorm itself otherwise."""
 
@@ -170,18 +197,8 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         output, mean, var = normalize_parts(input, num_parts, self.weight, self.bias, self.eps)
         if self.track_running_stats:
-            self._track(mean, var)
+            track_statistics(self, mean, var, num_batches=num_parts, running_update=self.running_update)
         return output
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(len(mean))
-        tracked = {"running_update": self.running_update, "num_batches_tracked": self.num_batches_tracked}
-        for running, parts in ((self.running_mean, mean), (self.running_var, var)):
-            running.copy_(advance_running_statistic(running, parts, self.momentum, **tracked))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}, running_update={self.running_update}"

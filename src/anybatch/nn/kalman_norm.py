@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
-from anybatch.nn.ghost_batch_norm import advance_running_statistic
+from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
 from anybatch.nn.kalman_options import KalmanOptions
@@ -111,7 +111,9 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
         self._check_more_than_one_value(num_values, input)
         if not is_computed_again():
             self._track_gain(input, num_values)
-            self._track(normalized, num_values)
+            if self.track_running_stats:
+                mean, var = self._running_moments(normalized.posterior, num_values)
+                track_statistics(self, mean, var, running_update="average")
         return normalized.output
 
     def _check_more_than_one_value(self, num_values: int, input: Tensor) -> None:
@@ -122,18 +124,6 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
             )
 
     @torch.no_grad()
-    def _track(self, normalized: SplitNormalized, num_values: int) -> None:
-        if not self.track_running_stats:
-            return
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        mean, var = self._running_moments(normalized.posterior, num_values)
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            tracked = {"running_update": "average", "num_batches_tracked": self.num_batches_tracked}
-            running.copy_(advance_running_statistic(running, new, self.momentum, **tracked))
-
     def _running_moments(self, posterior: Moments, num_values: int) -> tuple[Tensor, Tensor]:
         """Return the moments that the running statistics move to, (1, C): unbiased where the batch alone spoke."""
         is_first = self.options.running_splits == "first"
