@@ -434,11 +434,11 @@ def test_an_eps_that_is_not_above_zero_is_refused(eps):
         ghost_batch_norm(draw(8, 3), ghost_batch_size=4, eps=eps)
 
 
-def test_a_channel_of_one_value_has_no_variance_below_zero():
-    x = torch.full((8, 1, 4, 4), 0.1).requires_grad_()
+def test_channels_of_one_value_have_no_variance_below_zero():
+    x = draw(1, 512, 1, 1).expand(8, 512, 7, 7).contiguous().requires_grad_()
     normalized = ghost_batch_norm(x, ghost_batch_size=4)
     assert (normalized.var >= 0).all()
-    assert normalized.output.abs().max() < 1e-4
+    assert normalized.output.abs().max() < 1e-3
     normalized.output.square().sum().backward()
     assert x.grad.isfinite().all()
 

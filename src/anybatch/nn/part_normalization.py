@@ -148,7 +148,8 @@ def _normalize_in_planes(
     """Return what `_normalize_as_batch_norm` does.
 
     Sums are about the mean of a part's first sample. The variance is at least the squared distance of that mean from
-    the part's over the number of samples, so what its correction cancels is at most that many times its rounding.
+    the part's over the number of samples, so what its correction cancels is at most that many times its rounding, and
+    it stays above 0 in parts of fewer than a million samples.
     """
     output = torch.empty_like(input)
     parts, output_parts = input.tensor_split(num_parts), output.tensor_split(num_parts)
@@ -160,7 +161,7 @@ def _normalize_in_planes(
         sums.append(sum_channels(output_part, output_part, zero))
     num_values = _count_values(parts, origins)
     squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
-    variances = torch.addcmul(squares, distances, distances, value=-1).clamp_min_(0)
+    variances = torch.addcmul(squares, distances, distances, value=-1)
     for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
         scale_channels(output_part, distance, var, weight, bias, eps, out=output_part)
     inverse_stds = (variances + eps).rsqrt_()
