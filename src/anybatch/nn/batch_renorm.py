@@ -55,6 +55,7 @@ def renorm_limits(
         Two scalars; (1, 0) is batch norm.
 
     Example:
+        >>> import torch
         >>> [tuple(limit.item() for limit in renorm_limits(torch.tensor(n))) for n in (0, 15_000, 40_000)]
         [(1.0, 0.0), (1.571..., 2.5), (3.0, 5.0)]
 
@@ -103,6 +104,7 @@ def batch_renorm(
         InputError: as for `count_parts`.
 
     Example:
+        >>> import torch
         >>> x, limits = torch.tensor([[1.0], [3.0]]), RenormLimits(torch.tensor(3.0), torch.tensor(5.0))
         >>> batch_renorm(x, torch.zeros(1), torch.ones(1), limits=limits).output.flatten().round(decimals=3).tolist()
         [1.0, 3.0]
@@ -202,6 +204,7 @@ class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
         InputError: limits or sizes that are none, or, in training, a batch that `count_parts` refuses.
 
     Example:
+        >>> import torch
         >>> layer = BatchRenorm1d(1, micro_batch_size=2)
         >>> _ = layer(torch.tensor([[1.0], [3.0], [2.0], [6.0]]))
         >>> print(f"{layer.running_mean.item():.2f} {layer.running_var.item():.2f}")
@@ -219,6 +222,7 @@ class BatchRenorm2d(_BatchRenorm, nn.BatchNorm2d):
     See `BatchRenorm1d`.
 
     Example:
+        >>> import torch
         >>> BatchRenorm2d(8, micro_batch_size=2)(torch.randn(16, 8, 5, 5)).shape
         torch.Size([16, 8, 5, 5])
     """
@@ -230,6 +234,7 @@ class BatchRenorm3d(_BatchRenorm, nn.BatchNorm3d):
     See `BatchRenorm1d`.
 
     Example:
+        >>> import torch
         >>> BatchRenorm3d(8, micro_batch_size=2)(torch.randn(4, 8, 2, 5, 5)).shape
         torch.Size([4, 8, 2, 5, 5])
     """
