@@ -26,7 +26,7 @@ F1, MALLADI = "Table 1, F1 on MNIST", "Malladi et al. 2022"
 SMALL, AT_1024, AT_4096 = ("f1 at 128", "SB", 128), "f1 at 1024", "f1 at 4096"
 RESNET, PUBLISHED, BARE = "resnet at 512", "published", "no augmentation at 4096"
 SMALL_RESNET, SMALL_BARE = ("resnet at 64", "SB", 64), ("no augmentation at 128", "SB", 128)
-ADAMW = "adamw at 512"
+ADAMW, SMALL_SHORT = "adamw at 512", ("short at 128", "SB", 128)
 EXPECTED = (
     Expected("gap-1024", "a batch of 1024 generalizes worse than 128 (LB < SB)", "Figure 1", "grows with the batch",
              SMALL, (AT_1024, "LB", 1024)),
@@ -46,6 +46,14 @@ EXPECTED = (
              "98.53 >= 98.07", ("adaptation at 4096", "+RA", 4096), SMALL, 0.2),
     Expected("ra-long", "+RA at 1024 >= SB with as many samples", "control", "none",
              ("adaptation at 1024", "+RA", 1024), ("long", "SB long", 128)),
+    Expected("short-gap", "in a fifth of the regime, LB at 4096 < SB", F1, "97.05 < 98.27",
+             SMALL_SHORT, ("short at 4096", "LB", 4096)),
+    Expected("short-lr", "in a fifth of the regime, +LR > LB at 4096", F1, "97.55 > 97.05",
+             ("short at 4096", "+LR", 4096), ("short at 4096", "LB", 4096)),
+    Expected("short-gbn", "in a fifth of the regime, +GBN >= +LR at 4096", F1, "97.60 >= 97.55",
+             ("short at 4096", "+GBN", 4096), ("short at 4096", "+LR", 4096)),
+    Expected("short-ra", "in a fifth of the regime, +RA at 4096 >= SB - 0.2", F1, "98.53 >= 98.07",
+             ("short, adaptation at 4096", "+RA", 4096), SMALL_SHORT, 0.2),
     Expected("noise-4096", "multiplicative noise helps at 4096 (noise > LB)", "section 4", "no figure",
              (AT_4096, "noise", 4096), (AT_4096, "LB", 4096)),
     Expected("postponed", "dropping the rate ten epochs later does not hurt, 60 epochs either way", "abstract",
