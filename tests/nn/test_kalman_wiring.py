@@ -91,6 +91,31 @@ def test_the_prior_is_the_posterior_before_through_relu_and_convolution():
     torch.testing.assert_close(output, twin.output, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("transition", ["analytic", "sampled"])
+def test_in_normalized_space_micro_batches_share_the_prior_and_draw_their_own_samples(transition):
+    model = chain(torch.float64, transition=transition, state_space="normalized")
+    wire_kalman(model, EXAMPLE.double())
+    model(images(dtype=torch.float64))
+    mean, var = model[4].latest.prior[:2]
+    assert mean.shape == (2, 6)
+    assert torch.equal(mean[0], mean[1]) == torch.equal(var[0], var[1]) == (transition != "sampled")
+
+
+def test_the_shared_prior_follows_from_affine_parameters_and_what_eps_leaves_of_the_variance():
+    model = chain(torch.float64, gain="fixed", eps=0.1, state_space="normalized")
+    nn.init.uniform_(model[1].weight)
+    nn.init.normal_(model[1].bias)
+    wire_kalman(model, EXAMPLE.double())
+    model(images(dtype=torch.float64))
+    source = model[1].latest.posterior.var
+    var = model[1].weight ** 2 * (source / (source + 0.1)).mean(0)
+    expected = through_convolution(
+        through_relu(Moments(model[1].bias[None], var[None], (8, 8))), model[3].weight, model[3].bias, padding=1
+    )
+    torch.testing.assert_close(model[4].latest.prior.mean[:1], expected.mean)
+    torch.testing.assert_close(model[4].latest.prior.var[:1], expected.var)
+
+
 @pytest.mark.parametrize(("state_space", "num_cuts"), [("normalized", 1), ("observed", 1), ("raw", 8)])
 def test_check_14_resnet_18(state_space, num_cuts):
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from anybatch.errors import InputError
 from anybatch.nn import CannotPropagate, Moments, find_propagation_rule, propagation_rule, through_convolution
 from anybatch.nn.moment_propagation import PropagationRule
 from anybatch.nn.sampled_transition import SampledTransition
+from anybatch.nn.tap_products import tap_products
 
 
 def at(mean, var, size=()) -> Moments:
@@ -142,12 +143,15 @@ def test_check_7_the_sampled_prior_agrees_with_the_analytic_one(size, tolerance)
     assert ((interior.mean / analytic.mean - 1).abs() > 0.05).any() == (size == 8)
 
 
-@pytest.mark.parametrize("num_values", [1, 30, 10**6])
-def test_derivatives_of_a_convolution_agree_with_finite_differences(num_values, monkeypatch):
-    monkeypatch.setattr("anybatch.nn.tap_products._VALUES_OF_A_CHUNK", num_values)
+@pytest.mark.parametrize("num_values", [1, 40, 10**6])
+@pytest.mark.parametrize("num_splits", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_derivatives_of_a_convolution_agree_with_finite_differences(memory_format, num_splits, num_values, monkeypatch):
+    for name in ("_VALUES_OF_A_CHUNK", "_VALUES_OF_SQUARES"):
+        monkeypatch.setattr(f"anybatch.nn.tap_products.{name}", num_values)
     torch.manual_seed(0)
-    conv = nn.Conv2d(2, 5, 3, padding=1).double()
-    inputs = (torch.randn(2, 2).double(), torch.rand(2, 2).double(), conv.weight.detach())
+    conv = nn.Conv2d(2, 5, 3, padding=1).double().to(memory_format=memory_format)
+    inputs = (torch.randn(num_splits, 2).double(), torch.rand(num_splits, 2).double(), conv.weight.detach())
 
     def moments(mean, var, weight):
         return tuple(through_convolution(Moments(mean, var, (3, 4)), weight, conv.bias.detach(), padding=1)[:2])
@@ -155,6 +159,30 @@ def test_derivatives_of_a_convolution_agree_with_finite_differences(num_values, 
     inputs = [each.requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(moments, inputs)
     assert torch.autograd.gradgradcheck(moments, inputs)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 6]), st.booleans())
+def test_one_row_is_what_it_is_among_many(num_rows, num_channels, num_outputs, kernel, is_channels_last):
+    torch.manual_seed(0)
+    weight = torch.randn(num_outputs, num_channels, kernel, kernel, dtype=torch.float64)
+    weight = weight.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+    mean, var = (torch.rand(num_rows, num_channels, dtype=torch.float64) for _ in range(2))
+    fractions = torch.rand(kernel**2).tolist()
+    together = tap_products(mean, var, weight, fractions, 1)
+    alone = [tap_products(*row, weight, fractions, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
+    for left, right in zip(together, (torch.cat(each) for each in zip(*alone, strict=True)), strict=True):
+        check_close(left, right)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2])
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 2, 2), (5, 3, 7, 7)])
+def test_the_gradient_of_a_weight_is_added_to_the_layers_own_where_it_lies(shape, num_splits):
+    weight = torch.randn(shape, requires_grad=True)
+    mean, var = torch.randn(num_splits, 3), torch.rand(num_splits, 3)
+    by_tap, spread = tap_products(mean, var, weight, [0.5] * weight[0, 0].numel(), 1)
+    (gradient,) = torch.autograd.grad(by_tap.sum() + spread.sum(), weight)
+    assert not gradient._is_view()
+    assert gradient.shape == weight.shape
 
 
 def test_a_linear_layer_mixes_channels():
@@ -176,6 +204,9 @@ def test_check_11_sums_add_and_concatenation_and_padding_stay_within_splits():
     splits = Moments(torch.arange(8.0).view(4, 2), torch.ones(4, 2), (2, 2))
     joined = through(torch.cat, [splits, splits], 1)
     assert joined.mean[1].tolist() == [2.0, 3.0, 2.0, 3.0]
+    shared = Moments(torch.tensor([[5.0, 6.0]]), torch.ones(1, 2), (2, 2))
+    assert through(torch.add, shared, splits).mean.tolist() == [[5.0 + 2 * s, 7.0 + 2 * s] for s in range(4)]
+    assert through(torch.cat, [shared, splits], 1).mean[2].tolist() == [5.0, 6.0, 4.0, 5.0]
     padded = through(F.pad, splits, (0, 0, 0, 0, 1, 1))
     assert padded.mean.tolist() == [[0.0, 2.0 * s, 2.0 * s + 1, 0.0] for s in range(4)]
     assert padded.var[2].tolist() == [0.0, 1.0, 1.0, 0.0]

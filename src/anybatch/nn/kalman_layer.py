@@ -160,17 +160,20 @@ class KalmanLayer(nn.Module, ABC):
             num_splits: S.
 
         Returns:
-            (S, C), or None where the layer has not run in this pass.
+            (S, C), or None where the layer has not run in this pass. In the space "normalized" (1, C), as `eps` alone
+            tells splits apart there, unless each of them is to draw a sample of its own.
         """
         settled = self._settled(num_splits)
         if settled is None or self.options.state_space == "raw":
             return None if settled is None else settled[1]
         observed, posterior = settled
         weight = torch.ones_like(posterior.mean) if self.weight is None else self.weight.to(posterior.mean)
-        bias = torch.zeros_like(posterior.mean) if self.bias is None else self.bias.to(posterior.mean)
+        bias = torch.zeros_like(posterior.mean) if self.bias is None else self.bias.to(posterior.mean)[None]
         scale = weight * (posterior.var + self.eps).rsqrt()
         if self.options.state_space == "normalized":
-            return Moments(bias.expand_as(scale), scale.square() * posterior.var, posterior.size)
+            var = (scale.square() * posterior.var).mean(0, keepdim=True)
+            num_rows = num_splits if self.options.transition == "sampled" else 1
+            return Moments(bias[:1].expand(num_rows, -1), var.expand(num_rows, -1), posterior.size)
         mean = bias + scale * (observed.mean - posterior.mean)
         return Moments(mean, scale.square() * observed.var, posterior.size)
 

@@ -68,7 +68,7 @@ def through_sum(input: Any, other: Any, alpha: float = 1) -> Moments:
         (4.0, 6.0)
     """
     if isinstance(input, Moments) and isinstance(other, Moments):
-        if input.mean.shape != other.mean.shape or input.size != other.size:
+        if input.mean.shape[1] != other.mean.shape[1] or input.size != other.size:
             raise CannotPropagate("a sum of maps of different shape")
         return Moments(input.mean + alpha * other.mean, input.var + alpha**2 * other.var, input.size)
     if isinstance(input, Moments):
@@ -127,9 +127,9 @@ def _concatenate(tensors: Sequence[Any], dim: int = 0) -> Moments:
         raise CannotPropagate("a concatenation of something other than channels")
     if len({each.size for each in tensors}) != 1:
         raise CannotPropagate("a concatenation of maps of different size")
-    return Moments(
-        torch.cat([each.mean for each in tensors], 1), torch.cat([each.var for each in tensors], 1), tensors[0].size
-    )
+    num_rows = max(len(each.mean) for each in tensors)
+    mean, var = (torch.cat([each[index].expand(num_rows, -1) for each in tensors], 1) for index in (0, 1))
+    return Moments(mean, var, tensors[0].size)
 
 
 @propagation_rule(F.pad)

@@ -6,6 +6,7 @@ maps, and gives it a variance over positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,20 +55,20 @@ def through_convolution(
     kernel = weight.shape[2:]
     strides, dilations = (_per_dimension(each, len(kernel)) for each in (stride, dilation))
     paddings = _paddings(padding, kernel, dilations)
-    taps = weight.flatten(2) if kernel else weight[:, :, None]
-    inside = [[1.0] * taps.shape[2]] * taps.shape[2]
+    num_taps = math.prod(kernel)
+    inside = [[1.0] * num_taps] * num_taps
     size = None
     if moments.size is not None:
         geometry = list(zip(moments.size, kernel, strides, paddings, dilations, strict=True))
         size = tuple(_output_size(*each) for each in geometry)
         inside = _taps_inside(geometry) if any(map(any, paddings)) else inside
-    mean, var = _through_taps(moments, taps, inside, groups)
+    mean, var = _through_taps(moments, weight, inside, groups)
     return Moments(mean if bias is None else mean + bias.to(mean), var, size)
 
 
-def _through_taps(moments: Moments, taps: Tensor, inside: list[list[float]], groups: int) -> tuple[Tensor, Tensor]:
+def _through_taps(moments: Moments, weight: Tensor, inside: list[list[float]], groups: int) -> tuple[Tensor, Tensor]:
     """Return mean and variance; `inside` is (K, K), the fractions of positions where both taps are inside."""
-    by_tap, spread = tap_products(moments.mean, moments.var, taps, [row[k] for k, row in enumerate(inside)], groups)
+    by_tap, spread = tap_products(moments.mean, moments.var, weight, [row[k] for k, row in enumerate(inside)], groups)
     both = torch.tensor(inside, device=by_tap.device, dtype=by_tap.dtype)
     fractions = both.diagonal()
     covariance = both - fractions[:, None] * fractions

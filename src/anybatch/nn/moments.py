@@ -11,7 +11,7 @@ from torch import Tensor
 class Moments(NamedTuple):
     """Mean and variance of the channels of a feature map, for each split of a batch.
 
-    Shapes: S splits, C channels.
+    Shapes: S splits, C channels; (1, C) where all splits share what is known of them.
 
     Attributes:
         mean: (S, C); float32 or wider.

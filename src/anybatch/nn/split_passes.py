@@ -15,7 +15,7 @@ from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 
 _SMALLEST_PLANE = 4  # positions; below, a kernel's work per channel is more than its work per value
-_VALUES_OF_A_CHUNK = 2**20  # what is centred stays in the cache
+_VALUES_OF_A_CHUNK = 2**17  # what is centred stays in the cache
 
 
 class Passes(Protocol):
@@ -110,7 +110,9 @@ class _InPlanes:
         return statistic.view(self._num_splits, -1, self._input.shape[1])
 
     def observe(self) -> tuple[Tensor, Tensor]:
-        statistics = [_plane_moments(chunk) for chunk in self._planes[0].split(self._planes_of_a_chunk())]
+        chunks = self._planes[0].split(self._planes_of_a_chunk())
+        memory = torch.empty_like(chunks[0])
+        statistics = [_plane_moments(chunk, memory[: len(chunk)]) for chunk in chunks]
         means, variances = (self._per_sample(torch.cat(each)) for each in zip(*statistics, strict=True))
         mean = means.mean(1)
         return mean, (variances + (means - mean[:, None]).square()).mean(1)
@@ -139,7 +141,8 @@ class _InPlanes:
         return output.to(self._input.dtype)
 
 
-def _plane_moments(planes: Tensor) -> tuple[Tensor, Tensor]:
+def _plane_moments(planes: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance of each row; squares are of what is centred, so a large mean costs no digits."""
     mean = planes.mean(1, keepdim=True)
-    return mean[:, 0], torch.linalg.vector_norm(planes - mean, dim=1).square() / planes.shape[1]
+    centred = torch.sub(planes, mean, out=memory)
+    return mean[:, 0], torch.linalg.vector_norm(centred, dim=1).square_().div_(planes.shape[1])
