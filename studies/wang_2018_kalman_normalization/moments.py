@@ -38,8 +38,24 @@ def error_of(moments: Moments, pooled: Moments) -> tuple[float, float]:
     return of_mean.item(), of_var.item()
 
 
+def scatter_of(moments: Moments, pooled: Moments) -> tuple[float, float]:
+    """Return how far micro-batches' moments are from one another, which no affine parameter can make good.
+
+    Args:
+        moments: (S, C).
+        pooled: (1, C), of the whole batch.
+
+    Returns:
+        Root mean square over splits and channels of the mean's distance from its own average over splits, in pooled
+        standard deviations, and of that of log var.
+    """
+    means, logs = moments.mean / (pooled.var + EPS).sqrt(), (moments.var + EPS).log()
+    of_mean, of_var = ((each - each.mean(0)).square().mean().sqrt() for each in (means, logs))
+    return of_mean.item(), of_var.item()
+
+
 def moment_errors(bench: Bench, jobs: Mapping[int, Job], *, is_trained: bool, num_batches: int) -> list[dict[str, Any]]:
-    """Return the errors of every layer that has a prior, one value per seed.
+    """Return the errors and the scatter of every layer that has a prior, one value per seed.
 
     The network runs as in training: each layer is fed what the layers before it made of their own posteriors.
     """
@@ -70,7 +86,9 @@ def _figures(latest: Any) -> dict[str, float]:
     pooled = latest.observed.pooled()
     figures = {"prior_weight": float(latest.prior_weight.mean())}
     for name in ("observed", "prior", "posterior"):
-        figures[f"{name}_mean"], figures[f"{name}_var"] = error_of(getattr(latest, name), pooled)
+        moments = getattr(latest, name)
+        figures[f"{name}_mean"], figures[f"{name}_var"] = error_of(moments, pooled)
+        figures[f"{name}_mean_scatter"], figures[f"{name}_var_scatter"] = scatter_of(moments, pooled)
     return figures
 
 

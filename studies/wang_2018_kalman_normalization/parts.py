@@ -48,6 +48,11 @@ CONTROLS = [
     kalman("prior: moving average", prior=MovingAverage()),
     kalman("prior: oracle", prior=Oracle()),
 ]
+REASONS = [
+    kalman("KN, prior detached", detach_prior=True),
+    kalman("KN, weight fixed", gain="fixed"),
+    kalman("KN, prior alone", gain="fixed", prior_weight=1.0),
+]
 SPACES = [kalman("KN raw", state_space="raw"), kalman("KN observed", state_space="observed")]
 KN_128 = kalman("KN at 128", None, prior_weight=0.05)
 KN_128_PUBLISHED = kalman("KN published at 128", None, prior_weight=0.05, **PUBLISHED)
@@ -66,6 +71,7 @@ REAL = [
 FULL = {
     "micro": Part([BN_128, BN, GN, GN_8, KN, KN_PUBLISHED, RENORM, MABN], is_decision=True),
     "priors": Part(CONTROLS, is_decision=True, num_evaluations=2),
+    "reasons": Part(REASONS, num_evaluations=2),
     "spaces": Part(SPACES, seeds=3, num_evaluations=2),
     "large": Part([BN_128, KN_128, KN_128_PUBLISHED, RENORM_128, GN]),
     "groups": Part([GN, GKN]),

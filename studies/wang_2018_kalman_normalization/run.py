@@ -114,6 +114,16 @@ EXPECTED = (
              "no figure", blend_is_closer("KN, trained", "mean")),
     Expected("moments-var", "the same of the variance", ABSTRACT, "no figure",
              blend_is_closer("KN, trained", "var")),
+    Expected("scatter-mean", "means of the blend scatter less over micro-batches than their own (KN by default)",
+             HERE_ASKED, "none", blend_is_closer("KN, trained", "mean", to_others=True)),
+    Expected("scatter-var", "the same of variances", HERE_ASKED, "none",
+             blend_is_closer("KN, trained", "var", to_others=True)),
+    Expected("detached", "KN > the same without the gradient through the prediction", HERE_ASKED, "none",
+             above(micro("KN"), ("reasons", "KN, prior detached"))),
+    Expected("weight-fixed", "KN > the same with the weight of the prediction fixed at 0.5", HERE_ASKED, "none",
+             above(micro("KN"), ("reasons", "KN, weight fixed"))),
+    Expected("prior-alone", "KN > the same with the prediction alone", HERE_ASKED, "none",
+             above(micro("KN"), ("reasons", "KN, prior alone"))),
     Expected("micro-gn-bn", "micro-batches of 2: GN > BN", CURVES, TENTH, above(micro("GN"), micro("BN"))),
 )  # fmt: skip
 

@@ -128,9 +128,10 @@ class _ProductsOfOneRow(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a second derivative is wanted
             return *_differentiable_gradients(ctx, *grad_outputs), None
-        row = _Row(*ctx.saved_tensors, ctx.fractions)
+        mean, var, weight = ctx.saved_tensors
+        row = _Row(mean, var, weight, ctx.fractions)
         of_by_tap, of_spread = grad_outputs[0][0], grad_outputs[1][0]
-        of_weight = torch.empty_like(ctx.saved_tensors[2])  # no view, or it is copied when gradients are added
+        of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
         to, of_at_taps, of_row_spread = (
             row.as_it_lies(of_weight),
             torch.zeros_like(row.at_taps),
