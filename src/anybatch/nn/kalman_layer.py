@@ -167,13 +167,14 @@ class KalmanLayer(nn.Module, ABC):
         if settled is None or self.options.state_space == "raw":
             return None if settled is None else settled[1]
         observed, posterior = settled
-        weight = torch.ones_like(posterior.mean) if self.weight is None else self.weight.to(posterior.mean)
-        bias = torch.zeros_like(posterior.mean) if self.bias is None else self.bias.to(posterior.mean)[None]
-        scale = weight * (posterior.var + self.eps).rsqrt()
+        one = torch.ones_like(posterior.mean[:1])
+        weight = one if self.weight is None else self.weight.to(one)[None]
+        bias = torch.zeros_like(one) if self.bias is None else self.bias.to(one)[None]
         if self.options.state_space == "normalized":
-            var = (scale.square() * posterior.var).mean(0, keepdim=True)
+            var = weight.square() * (posterior.var / (posterior.var + self.eps)).mean(0)
             num_rows = num_splits if self.options.transition == "sampled" else 1
-            return Moments(bias[:1].expand(num_rows, -1), var.expand(num_rows, -1), posterior.size)
+            return Moments(bias.expand(num_rows, -1), var.expand(num_rows, -1), posterior.size)
+        scale = weight * (posterior.var + self.eps).rsqrt()
         mean = bias + scale * (observed.mean - posterior.mean)
         return Moments(mean, scale.square() * observed.var, posterior.size)
 
