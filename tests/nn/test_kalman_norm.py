@@ -23,6 +23,7 @@ from anybatch.nn import (
     kalman_norm,
 )
 from anybatch.nn.prior_weight import moments_of_gain
+from anybatch.nn.split_normalization import observe_splits
 
 LAYERS = {2: KalmanNorm1d, 3: KalmanNorm1d, 4: KalmanNorm2d, 5: KalmanNorm3d}
 FIXED = {"gain": "fixed"}
@@ -346,6 +347,26 @@ def test_group_kalman_norm_blends_the_folded_prior_in_any_mode(is_training):
 
 
 # ------------------------------------------------------------------------------------------- what is around it
+
+
+def test_a_prior_that_is_made_of_the_input_is_counted_once_in_a_gradient_with_history():
+    x = draw(4, 3, 5, seed=1, dtype=torch.float64).requires_grad_()
+    layer = KalmanNorm1d(3, splits=2, prior=lambda layer, predicted, observed: observed.pooled(), dtype=torch.float64)
+    target = draw(4, 3, 5, seed=2, dtype=torch.float64)
+    plain, with_history = (
+        torch.autograd.grad((layer(x) * target).sum(), x, create_graph=each)[0] for each in (False, True)
+    )
+    check_close(with_history.detach(), plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_are_taken_in_chunks_of_whole_planes_the_last_one_smaller(dtype, monkeypatch):
+    monkeypatch.setattr("anybatch.nn.split_passes._VALUES_OF_A_CHUNK", 3 * 20 + 1)
+    x = draw(4, 5, 4, 5, seed=1, dtype=dtype) + 100
+    mean, var = observe_splits(x, 2)[:2]
+    parts = x.double().view(2, 2, 5, 20)
+    check_close(mean, parts.mean((1, 3)), rtol=1e-6, atol=0)
+    check_close(var, parts.var((1, 3), correction=0), rtol=1e-4, atol=0)
 
 
 def test_a_large_mean_costs_no_digits():

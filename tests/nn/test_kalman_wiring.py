@@ -71,6 +71,21 @@ def test_check_13_the_first_norm_has_no_prior_and_the_next_one_has_the_first():
     assert "layers with a prior: 1 of 2" in str(wiring)
 
 
+@pytest.mark.parametrize("state_space", ["raw", "normalized", "observed"])
+def test_gradients_with_history_are_those_without(state_space):
+    model = chain(torch.float64, state_space=state_space)
+    wire_kalman(model, EXAMPLE.double())
+    x = images(dtype=torch.float64)
+    plain, with_history = (
+        torch.autograd.grad(
+            model(x).square().mul(torch.linspace(0.5, 1, 8)).mean(), [*model.parameters()], create_graph=each
+        )
+        for each in (False, True)
+    )
+    for left, right in zip(plain, with_history, strict=True):
+        torch.testing.assert_close(left, right.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_the_prior_is_the_posterior_before_through_relu_and_convolution():
     model = chain(torch.float64, gain="fixed")
     wire_kalman(model, EXAMPLE.double())

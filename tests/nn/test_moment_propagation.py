@@ -147,8 +147,8 @@ def test_check_7_the_sampled_prior_agrees_with_the_analytic_one(size, tolerance)
 @pytest.mark.parametrize("num_splits", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_derivatives_of_a_convolution_agree_with_finite_differences(memory_format, num_splits, num_values, monkeypatch):
-    for name in ("_VALUES_OF_A_CHUNK", "_VALUES_OF_SQUARES"):
-        monkeypatch.setattr(f"anybatch.nn.tap_products.{name}", num_values)
+    for module in ("tap_products", "row_products"):
+        monkeypatch.setattr(f"anybatch.nn.{module}._VALUES_OF_A_CHUNK", num_values)
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 5, 3, padding=1).double().to(memory_format=memory_format)
     inputs = (torch.randn(num_splits, 2).double(), torch.rand(num_splits, 2).double(), conv.weight.detach())
@@ -172,6 +172,31 @@ def test_one_row_is_what_it_is_among_many(num_rows, num_channels, num_outputs, k
     alone = [tap_products(*row, weight, fractions, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
     for left, right in zip(together, (torch.cat(each) for each in zip(*alone, strict=True)), strict=True):
         check_close(left, right)
+
+
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_what_one_moment_owes_to_the_other_is_counted_once_in_a_gradient_with_history(num_splits):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3).double()
+    mean, var = torch.randn(num_splits, 3).double(), torch.rand(num_splits, 3).double()
+
+    def output(mean):
+        before = through(torch.relu, Moments(mean, var, (5, 5)))
+        return sum(each.square().sum() for each in through_convolution(before, weight, padding=1)[:2])
+
+    mean.requires_grad_()
+    plain, with_history = (torch.autograd.grad(output(mean), mean, create_graph=each)[0] for each in (False, True))
+    check_close(with_history.detach(), plain, rtol=1e-9, atol=1e-9)
+    check_close(torch.func.grad(output)(mean.detach()), plain, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradgradcheck(output, mean)
+
+
+def test_a_mean_that_splits_share_leaves_them_their_variances():
+    shared, own = torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 1.0], [9.0, 9.0, 9.0]])
+    var = through_convolution(Moments(shared, own), torch.ones(2, 3)).var
+    assert var.tolist() == [[3.0, 3.0], [27.0, 27.0]]
+    joined = through(torch.cat, [Moments(shared, own, (2,)), Moments(shared, own[:1], (2,))], 1)
+    assert joined.mean.shape == joined.var.shape == (2, 6)
 
 
 @pytest.mark.parametrize("num_splits", [1, 2])

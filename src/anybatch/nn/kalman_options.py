@@ -14,7 +14,8 @@ Transition = Literal["analytic", "sampled", "learned"]
 StateSpace = Literal["raw", "normalized", "observed"]
 Gate = Literal["channel", "layer"]
 RunningSplits = Literal["all", "first"]
-# (layer, predicted, observed) -> the prior; `predicted` is what the network says, None where nothing leads to the layer
+# (layer, predicted, observed) -> the prior; `predicted` is what the network says, (S, C) or (1, C) where all splits
+# share it, None where nothing leads to the layer
 Prior = Callable[[Any, Moments | None, Moments], Moments | None]
 
 

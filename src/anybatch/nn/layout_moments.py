@@ -127,7 +127,7 @@ def _concatenate(tensors: Sequence[Any], dim: int = 0) -> Moments:
         raise CannotPropagate("a concatenation of something other than channels")
     if len({each.size for each in tensors}) != 1:
         raise CannotPropagate("a concatenation of maps of different size")
-    num_rows = max(len(each.mean) for each in tensors)
+    num_rows = max(len(moment) for each in tensors for moment in each[:2])
     mean, var = (torch.cat([each[index].expand(num_rows, -1) for each in tensors], 1) for index in (0, 1))
     return Moments(mean, var, tensors[0].size)
 

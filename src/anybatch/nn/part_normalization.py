@@ -8,6 +8,7 @@ maps on a CPU are passed over by those kernels that are vectorized there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
+from anybatch.nn.second_derivatives import differentiable_gradients
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
 # where passes over planes take less time than batch norm's kernel, and float32 sums of a plane keep their digits
@@ -114,7 +116,9 @@ class _NormalizeInTurn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a second derivative is wanted
-            return *_differentiable_gradients(ctx, grad_outputs[0]), None, None
+            twin = partial(_normalize_together, num_parts=ctx.num_parts, eps=ctx.eps)
+            tensors, grads = ctx.saved_tensors[:3], (grad_outputs[0], None, None)
+            return *differentiable_gradients(twin, tensors, grads, ctx.needs_input_grad[:3]), None, None
         input, weight, bias, means, inverse_stds = ctx.saved_tensors
         gradients = _gradients_in_planes if _is_in_planes(input, ctx.num_parts) else _gradients_as_batch_norm
         grad_input, grads_weight, grads_bias = gradients(grad_outputs[0], input, weight, means, inverse_stds, ctx.eps)
@@ -209,12 +213,3 @@ def _gradients_in_planes(
 def _count_values(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the number of values per channel of each part, (K, 1)."""
     return like.new_tensor([part.numel() // part.shape[1] for part in parts])[:, None]
-
-
-def _differentiable_gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
-    input, weight, bias, *_ = ctx.saved_tensors
-    output, *_ = _normalize_together(input, weight, bias, ctx.num_parts, ctx.eps)
-    tensors = (input, weight, bias)
-    wanted = [tensor for tensor, is_needed in zip(tensors, ctx.needs_input_grad, strict=False) if is_needed]
-    gradients = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
-    return [next(gradients) if is_needed else None for is_needed in ctx.needs_input_grad[:3]]

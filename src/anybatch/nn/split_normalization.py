@@ -7,12 +7,14 @@ batch is passed over as often as batch norm does: once to observe, once to apply
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anybatch.nn.moments import Moments, wide_dtype
+from anybatch.nn.second_derivatives import differentiable_gradients
 from anybatch.nn.split_passes import passes_for
 
 # (mean, var, *tensors) of shape (S, C) -> scale and shift of the centred input, mean and var that the rule settled on
@@ -109,9 +111,8 @@ class _Observe(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         input, mean = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return torch.autograd.grad(_observe_plainly(input, ctx.num_splits), input, grads, create_graph=True)[
-                0
-            ], None
+            twin = partial(_observe_plainly, num_splits=ctx.num_splits)
+            return differentiable_gradients(twin, (input,), grads, ctx.needs_input_grad[:1])[0], None
         passes = passes_for(input, ctx.num_splits)
         of_mean, of_var = (grad / passes.num_values for grad in grads)
         return passes.apply(mean, 2 * of_var, of_mean), None
@@ -140,7 +141,14 @@ class _Normalize(torch.autograd.Function):
         input, mean, var, *tensors = ctx.saved_tensors
         grad = torch.zeros_like(input) if grad is None else grad
         if torch.is_grad_enabled():  # a second derivative is wanted
-            return _differentiable_gradients(ctx, grad, *grads_of_moments)
+            is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+            grads = (grad, *grads_of_moments)
+
+            def twin(input: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+                return _normalize_plainly(input, ctx.num_splits, ctx.rule, *tensors)
+
+            of_input, *of_tensors = differentiable_gradients(twin, (input, *tensors), grads, is_needed)
+            return of_input, None, None, *of_tensors
         passes = passes_for(input, ctx.num_splits)
         of_scale, of_shift = passes.reduce(grad, mean)
         scale, of_mean, of_var, *of_tensors = _through_rule(
@@ -170,15 +178,3 @@ def _through_rule(
     gradients = [None if each is None else next(found) for each in inputs]
     of_mean, of_var = (torch.zeros_like(mean) if each is None else each for each in gradients[:2])
     return outputs[0].detach(), of_mean, of_var, *gradients[2:]
-
-
-def _differentiable_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    input, _, _, *tensors = ctx.saved_tensors
-    outputs = _normalize_plainly(input, ctx.num_splits, ctx.rule, *tensors)
-    pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None]
-    is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
-    wanted = [each for each, needed in zip((input, *tensors), is_needed, strict=True) if needed]
-    outputs, grads = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
-    of_input, *of_tensors = (next(found) if needed else None for needed in is_needed)
-    return of_input, None, None, *of_tensors

@@ -1,0 +1,108 @@
+"""How does one mean and variance per channel meet a convolution's weights where they lie?
+
+The weights are a matrix with an output channel to each row, as they are in memory, and none of them is moved. A mean
+stands at every place that its channel has in such a row, with a row for each tap and zeros at the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anybatch.nn.plain_tap_products import plain_tap_products
+from anybatch.nn.second_derivatives import differentiable_gradients
+
+MOST_TAPS = 32  # zeros make the means' product as many times as large as it need be
+_VALUES_OF_A_CHUNK = 2**17  # squares stay in the cache of a CPU
+
+
+def row_products(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return what `tap_products` does, of S = 1, from weights that are dense with the channels first or last."""
+    return _RowProducts.apply(mean, var, weight, fractions)
+
+
+class _RowProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
+        row = _Row(mean, var, weight, fractions)
+        by_tap = mean.new_empty(len(weight), len(fractions))
+        spread = var.new_empty(len(weight))
+        at_taps = row.at_taps.T
+        for rows, weights, squares in row.chunks():
+            torch.mm(weights, at_taps, out=by_tap[rows])
+            torch.mv(squares, row.spread, out=spread[rows])
+        return by_tap[None], spread[None]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.fractions = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        mean, var, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted
+            twin = partial(plain_tap_products, fractions=ctx.fractions)
+            return *differentiable_gradients(twin, (mean, var, weight), grad_outputs, ctx.needs_input_grad[:3]), None
+        of_by_tap, of_spread = grad_outputs[0][0], grad_outputs[1][0]
+        row = _Row(mean, var, weight, ctx.fractions)
+        of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
+        gradients = row.as_it_lies(of_weight)
+        of_at_taps = torch.zeros_like(row.at_taps)
+        of_row_spread = torch.zeros_like(row.spread)
+        for rows, weights, squares in row.chunks():
+            of_at_taps.addmm_(of_by_tap[rows].T, weights)
+            of_row_spread.addmv_(squares.T, of_spread[rows])
+            gradient = torch.mul(weights, row.spread, out=gradients[rows])
+            gradient.mul_(2 * of_spread[rows, None]).addmm_(of_by_tap[rows], row.at_taps)
+        of_mean = row.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
+        of_var = row.as_taps(of_row_spread[None])[0] @ row.fractions
+        return of_mean[None], of_var[None], of_weight, None
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Return whether the channels of a convolution's weights are last in memory, and dense."""
+    return not weight.is_contiguous() and weight.movedim(1, -1).is_contiguous()
+
+
+class _Row:
+    """Means and variances beside the weights of an output channel in the order of their memory, R = C K.
+
+    Attributes:
+        fractions: (K,), f.
+        at_taps: (K, R), mean_c where the tap is k, and zeros.
+        spread: (R,), f_k var_c.
+    """
+
+    def __init__(self, mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> None:
+        self._shape = (weight.shape[1], len(fractions))
+        self._is_channels_last = is_channels_last(weight)
+        self._weights = self.as_it_lies(weight)
+        self.fractions = torch.tensor(fractions, device=weight.device, dtype=weight.dtype)
+        is_tap = torch.eye(len(fractions), device=weight.device, dtype=weight.dtype)
+        self.at_taps = self.as_it_lies(is_tap[:, None, :] * mean[0, :, None])
+        self.spread = self.as_it_lies((var[0][:, None] * self.fractions)[None])[0]
+
+    def as_it_lies(self, taps: Tensor) -> Tensor:
+        """Return (B, C, *) as (B, R)."""
+        return (taps.movedim(1, -1) if self._is_channels_last else taps).flatten(1)
+
+    def as_taps(self, rows: Tensor) -> Tensor:
+        """Return (B, R) as (B, C, K)."""
+        if self._is_channels_last:
+            return rows.unflatten(1, self._shape[::-1]).transpose(1, 2)
+        return rows.unflatten(1, self._shape)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield slices of the output channels, their weights, and the squares in memory that the next one takes."""
+        num_rows, num_values = self._weights.shape
+        size = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self._weights.is_cpu else max(1, num_rows)
+        memory = self._weights.new_empty(min(size, num_rows), num_values)
+        for start in range(0, num_rows, size):
+            rows = slice(start, start + size)
+            weights = self._weights[rows]
+            yield rows, weights, torch.mul(weights, weights, out=memory[: len(weights)])
