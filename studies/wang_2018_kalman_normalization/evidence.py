@@ -107,25 +107,20 @@ def sooner(faster: Key, slower: Key) -> Measure:
     return measure
 
 
-def blend_is_closer(network: str, moment: str, *, to_others: bool = False) -> Measure:
-    """Judge that the blend is nearer to the whole batch's moments, or to other splits, than the observed moments."""
-    what, suffix = ("scatter", "_scatter") if to_others else ("error", "")
+def blend_is_closer(network: str, moment: str) -> Measure:
+    """Judge that the posterior is nearer to the whole batch's moments than what the micro-batch shows."""
 
     def measure(found: Found) -> Measured | None:
         rows = found.moments.get(network, ())
         if not rows:
             return None
         names = {"observed": "observed", "prior": "prior", "posterior": "blend"}
-        errors = {name: per_seed(rows, lambda row, i, n=name: row[f"{n}_{moment}{suffix}"][i]) for name in names}
+        errors = {name: per_seed(rows, lambda row, i, n=name: row[f"{n}_{moment}"][i]) for name in names}
         words = [f"{word} {statistics.mean(errors[name]):.3f}" for name, word in names.items()]
-
-        def gain(row: Mapping[str, Any], index: int) -> float:
-            observed, posterior = (row[f"{name}_{moment}{suffix}"][index] for name in ("observed", "posterior"))
-            return math.log(observed / max(posterior, 1e-12))
-
-        return Measured(
-            f"mean {what} over layers: {', '.join(words)}", per_seed(rows, gain), f"in the log of the {what}"
+        gains = per_seed(
+            rows, lambda row, i: math.log(row[f"observed_{moment}"][i] / max(row[f"posterior_{moment}"][i], 1e-12))
         )
+        return Measured(f"mean error over layers: {', '.join(words)}", gains, "in the log of the error")
 
     return measure
 

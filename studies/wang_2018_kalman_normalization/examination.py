@@ -26,7 +26,7 @@ def examine(bench: Bench, cells: Mapping[Key, Cell], num_batches: int, num_forge
         if jobs:
             settings = {"is_trained": is_trained, "num_batches": num_batches}
             moments[f"{recipe}, {when}"] = _once(
-                bench, "errors and scatter", jobs.values(), settings, partial(moment_errors, bench, jobs, **settings)
+                bench, "errors-and-scatter", jobs.values(), settings, partial(moment_errors, bench, jobs, **settings)
             )
     by_statistics = [
         {

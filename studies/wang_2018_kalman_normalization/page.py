@@ -81,7 +81,8 @@ def results_of(found: Found, rows: Sequence[dict[str, Any]], missing: Sequence[s
 
 def write_readme(path: Path, results: Mapping[str, Any], claims: Sequence[Claim]) -> None:
     """Rewrite the generated part of the study's README."""
-    sections = [claims_section(claims), _runs(results), _rates(results), _moments(results), _statistics(results)]
+    moments = [_moments(results, "Errors", ""), _moments(results, "Scatter", "_scatter")]
+    sections = [claims_section(claims), _runs(results), _rates(results), *moments, _statistics(results)]
     rewrite_results(path, [section for section in sections if section[2]])
 
 
@@ -111,8 +112,8 @@ def _rates(results: Mapping[str, Any]) -> Section:
     return "Rates, by held-out images, one seed", head, rows
 
 
-def _moments(results: Mapping[str, Any]) -> Section:
-    names = [f"{which}_{moment}" for which in ("observed", "prior", "posterior") for moment in ("mean", "var")]
+def _moments(results: Mapping[str, Any], what: str, suffix: str) -> Section:
+    names = [f"{which}_{moment}{suffix}" for which in ("observed", "prior", "posterior") for moment in ("mean", "var")]
     rows = [
         (
             network,
@@ -127,7 +128,7 @@ def _moments(results: Mapping[str, Any]) -> Section:
         for row in layers
     ]
     head = ["network", "layer", "observed", "prior", "blend", "weight of the prior", "seeds"]
-    return "Errors of moments: mean in pooled standard deviations / log of variance", head, rows
+    return f"{what} of moments: mean in pooled standard deviations / log of variance", head, rows
 
 
 def _statistics(results: Mapping[str, Any]) -> Section:
