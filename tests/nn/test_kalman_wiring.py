@@ -710,6 +710,8 @@ def test_what_cannot_be_wired_is_refused():
         wire_kalman(chain(), torch.zeros(4, 5, 8, 8))
     with pytest.raises(InputError, match="the same splits"):
         wire_kalman(nn.Sequential(KalmanNorm1d(2, splits=2), KalmanNorm1d(2)), torch.zeros(4, 2))
+    with pytest.raises(InputError, match="and detach_prior; got"):
+        wire_kalman(nn.Sequential(KalmanNorm1d(2, detach_prior=True), KalmanNorm1d(2)), torch.zeros(4, 2))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the process group, about devices

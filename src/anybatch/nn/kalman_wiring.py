@@ -126,12 +126,11 @@ def _layers_of(model: nn.Module) -> dict[str, KalmanLayer]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, KalmanLayer)}
     if not layers:
         raise InputError("model must have KalmanNorm or GroupKalmanNorm layers; got none. Convert it first.")
-    kinds = {
-        (layer.options.splits, layer.options.micro_batch_size, layer.options.transition) for layer in layers.values()
-    }
+    names = ("splits", "micro_batch_size", "transition", "detach_prior")
+    kinds = {tuple(getattr(layer.options, name) for name in names) for layer in layers.values()}
     if len(kinds) > 1:
         raise InputError(
-            f"layers must have the same splits, micro_batch_size and transition; got {sorted(kinds, key=str)}. Make "
+            f"layers must have the same {', '.join(names[:-1])} and {names[-1]}; got {sorted(kinds, key=str)}. Make "
             "them with the same."
         )
     return layers
