@@ -37,6 +37,8 @@ def _curves(axis: Axes, found: Found) -> None:
             error = [100 - 100 * statistics.mean(each["eval_accuracy"] for each in line) for line in lines]
             axis.plot([line[0]["epochs"] for line in lines], error, marker=".", label=recipe)
     axis.set(xlabel="epochs", ylabel="error on the test set (%)", title="Micro-batches of 2", yscale="log")
+    for formatted in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        formatted("{x:g}")
 
 
 def _sizes(axis: Axes, found: Found, sizes: Sequence[int]) -> None:
@@ -60,7 +62,7 @@ def _with_spread(axis: Axes, values: dict[int, list[float]], label: str) -> None
 def _priors(axis: Axes, found: Found) -> None:
     keys: dict[str, Key] = {"BN": ("micro", "BN"), "KN": ("micro", "KN"), "KN published": ("micro", "KN published")}
     keys |= {recipe.partition(": ")[2] or recipe: (part, recipe) for part, recipe in found.cells
-             if part in ("priors", "spaces")}  # fmt: skip
+             if part in ("priors", "reasons", "spaces")}  # fmt: skip
     known = {name: list(found.accuracies(key).values()) for name, key in keys.items()}
     for place, (name, values) in enumerate((name, values) for name, values in known.items() if values):
         axis.plot(values, [place] * len(values), "o", alpha=0.6, color="C0")
