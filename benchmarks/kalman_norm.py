@@ -29,6 +29,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
     "batch": None,
     "kalman": {},
     "kalman, raw": {"state_space": "raw"},
+    "kalman, detached": {"detach_prior": True},
     "kalman, no prior": {"gain": "fixed", "prior_weight": 0.0},
 }
 
