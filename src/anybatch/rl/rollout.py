@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NoReturn
 
 import torch
@@ -73,7 +74,13 @@ def largest_of(features: Tensor) -> tuple[float, float]:
     """Return the largest absolute value of (H, p, n) features, and the largest 2-norm over their p numbers."""
     low, high = features.aminmax()
     largest = max(-float(low), float(high))
-    return largest, largest if features.shape[1] == 1 else float(torch.linalg.vector_norm(features, dim=1).max())
+    if features.shape[1] == 1:
+        return largest, largest
+    first, *others = features.unbind(1)
+    squared_norms = first.square()
+    for feature in others:
+        squared_norms.addcmul_(feature, feature)
+    return largest, math.sqrt(squared_norms.max())
 
 
 def _walk(

@@ -75,13 +75,14 @@ class TrajectorySums:
     def at_center(self, center: Tensor) -> TrajectorySums:
         """Return the sums as they would be with another center, (H,)."""
         shift = self.center - center
-        change = torch.eye(self.gram.shape[1], dtype=torch.float64)
-        change[-2, :-2] = shift
+        gram = self.gram.clone()
+        gram[:, -2] += shift @ gram[:, :-2]
+        gram[:, :, -2] += gram[:, :, :-2] @ shift
         total = float(shift.sum())
         return replace(
             self,
             center=center,
-            gram=change @ self.gram @ change.T,
+            gram=gram,
             weighted_rewards=self.weighted_rewards + shift * self._squared_scores(),
             returns=self.returns + self.num_trajectories * total,
             squared_returns=self.squared_returns + 2 * total * self.returns + self.num_trajectories * total**2,
