@@ -38,7 +38,8 @@ def way_of_normalizing(request):
         planes = range(2, 64**2 + 1) if request.param == "in_planes" else ()
         patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", smallest_part)
         patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_PART", 0)
-        patch.setattr("anybatch.nn.part_normalization._PLANES", planes)
+        patch.setattr("anybatch.nn.part_normalization._PLANES_FORWARD", planes)
+        patch.setattr("anybatch.nn.part_normalization._PLANES_BACKWARD", planes)
         yield
 
 

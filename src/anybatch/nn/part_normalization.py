@@ -7,20 +7,19 @@ maps on a CPU are passed over by those kernels that are vectorized there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.second_derivatives import differentiable_gradients
+from anybatch.nn.split_passes import PlanePasses
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
-# where passes over planes take less time than batch norm's kernel, and float32 sums of a plane keep their digits
-_PLANES = range(16, 64**2 + 1)  # positions
+# positions of planes that are passed over in less time than batch norm's kernels take; float32 sums keep their digits
+_PLANES_FORWARD, _PLANES_BACKWARD = range(64, 64**2 + 1), range(16, 64**2 + 1)
 _VALUES_OF_A_PART = 2**17
 _backward_of_batch_norm = torch.ops.aten.native_batch_norm_backward.out
 
@@ -103,7 +102,8 @@ class _NormalizeInTurn(torch.autograd.Function):
     def forward(
         input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        normalize = _normalize_in_planes if _is_in_planes(input, num_parts) else _normalize_as_batch_norm
+        is_in_planes = _is_in_planes(input, num_parts, _PLANES_FORWARD)
+        normalize = _normalize_in_planes if is_in_planes else _normalize_as_batch_norm
         return normalize(input, weight, bias, num_parts, eps)
 
     @staticmethod
@@ -120,17 +120,18 @@ class _NormalizeInTurn(torch.autograd.Function):
             tensors, grads = ctx.saved_tensors[:3], (grad_outputs[0], None, None)
             return *differentiable_gradients(twin, tensors, grads, ctx.needs_input_grad[:3]), None, None
         input, weight, bias, means, inverse_stds = ctx.saved_tensors
-        gradients = _gradients_in_planes if _is_in_planes(input, ctx.num_parts) else _gradients_as_batch_norm
+        is_in_planes = _is_in_planes(input, ctx.num_parts, _PLANES_BACKWARD)
+        gradients = _gradients_in_planes if is_in_planes else _gradients_as_batch_norm
         grad_input, grads_weight, grads_bias = gradients(grad_outputs[0], input, weight, means, inverse_stds, ctx.eps)
         grad_weight = None if weight is None else grads_weight.sum(0)
         grad_bias = None if bias is None else grads_bias.sum(0)
         return grad_input, grad_weight, grad_bias, None, None
 
 
-def _is_in_planes(input: Tensor, num_parts: int) -> bool:
-    is_wide = input.dtype == wide_dtype(input)  # what is centred is kept in the output
+def _is_in_planes(input: Tensor, num_parts: int, sizes: range) -> bool:
+    is_wide = input.dtype == wide_dtype(input)
     is_large = input.numel() >= num_parts * _VALUES_OF_A_PART
-    return input.is_cpu and is_wide and is_large and input.is_contiguous() and input.shape[2:].numel() in _PLANES
+    return input.is_cpu and is_wide and is_large and input.is_contiguous() and input.shape[2:].numel() in sizes
 
 
 def _normalize_as_batch_norm(
@@ -149,27 +150,14 @@ def _normalize_as_batch_norm(
 def _normalize_in_planes(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, num_parts: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what `_normalize_as_batch_norm` does.
-
-    Sums are about the mean of a part's first sample. The variance is at least the squared distance of that mean from
-    the part's over the number of samples, so what its correction cancels is at most that many times its rounding, and
-    it stays above 0 in parts of fewer than a million samples.
-    """
-    output = torch.empty_like(input)
-    parts, output_parts = input.tensor_split(num_parts), output.tensor_split(num_parts)
-    origins = torch.stack([part[0].flatten(1).mean(1) for part in parts])
-    zero, one = torch.zeros_like(origins[0]), torch.ones_like(origins[0])
-    sums = []
-    for part, output_part, origin in zip(parts, output_parts, origins, strict=True):
-        scale_channels(part, origin, one, None, None, out=output_part)
-        sums.append(sum_channels(output_part, output_part, zero))
-    num_values = _count_values(parts, origins)
-    squares, distances = (torch.stack(each) / num_values for each in zip(*sums, strict=True))
-    variances = torch.addcmul(squares, distances, distances, value=-1)
-    for output_part, distance, var in zip(output_parts, distances, variances, strict=True):
-        scale_channels(output_part, distance, var, weight, bias, eps, out=output_part)
+    """Return what `_normalize_as_batch_norm` does."""
+    passes = PlanePasses(input, num_parts)
+    means, variances = passes.observe()
     inverse_stds = (variances + eps).rsqrt_()
-    return output, origins + distances, variances * (num_values / (num_values - 1)), inverse_stds
+    scale = inverse_stds if weight is None else inverse_stds * weight
+    shift = torch.zeros_like(means) if bias is None else bias.expand_as(means)
+    num_values = passes.num_values
+    return passes.apply(means, scale, shift), means, variances * (num_values / (num_values - 1)), inverse_stds
 
 
 def _gradients_as_batch_norm(
@@ -194,22 +182,10 @@ def _gradients_in_planes(
     With n values per channel the input has of_grad grad + of_input (x - mean) + constant: of_grad = weight / std,
     of_input = -of_grad grad_weight / (n std), constant = -of_grad grad_bias / n.
     """
-    grad, grad_input = grad.contiguous(), torch.empty_like(input)
-    grads, parts, outputs = (tensor.tensor_split(len(means)) for tensor in (grad, input, grad_input))
-    sums = [sum_channels(part_grad, part, mean) for part_grad, part, mean in zip(grads, parts, means, strict=True)]
-    products, grads_bias = (torch.stack(each) for each in zip(*sums, strict=True))
+    passes = PlanePasses(input, len(means))
+    products, grads_bias = passes.reduce(grad, means)
     grads_weight = products * inverse_stds
     of_grad = inverse_stds if weight is None else inverse_stds * weight
-    per_value = of_grad / _count_values(parts, means)
-    of_input, constant = -per_value * inverse_stds * grads_weight, -per_value * grads_bias
-    one = torch.ones_like(means[0])
-    of_parts = (means, of_input, constant, of_grad.view(*of_grad.shape, *[1] * (input.dim() - 2)))
-    for part_grad, part, output, mean, scale, shift, factor in zip(grads, parts, outputs, *of_parts, strict=True):
-        scale_channels(part, mean, one, scale, shift, out=output)
-        output.addcmul_(part_grad, factor)
-    return grad_input, grads_weight, grads_bias
-
-
-def _count_values(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return the number of values per channel of each part, (K, 1)."""
-    return like.new_tensor([part.numel() // part.shape[1] for part in parts])[:, None]
+    per_value = -of_grad / passes.num_values
+    of_input, constant = per_value * inverse_stds * grads_weight, per_value * grads_bias
+    return passes.combine(grad, means, of_grad, of_input, constant), grads_weight, grads_bias

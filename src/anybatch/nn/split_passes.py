@@ -15,14 +15,13 @@ from anybatch.nn.channel_kernels import scale_channels, sum_channels
 from anybatch.nn.moments import wide_dtype
 
 _SMALLEST_PLANE = 4  # positions; below, a kernel's work per channel is more than its work per value
-_VALUES_OF_A_CHUNK = 2**17  # what is centred stays in the cache
 
 
 class Passes(Protocol):
     """The passes over one batch of S splits and C channels; moments and factors are (S, C)."""
 
-    num_values: int
-    """Values per split and channel."""
+    num_values: int | Tensor
+    """Values per split and channel; (S, 1) where splits differ."""
 
     def observe(self) -> tuple[Tensor, Tensor]:
         """Return mean and biased variance."""
@@ -53,7 +52,7 @@ def passes_for(input: Tensor, num_splits: int) -> Passes:
     """
     in_planes = input.is_cpu and input.is_contiguous() and input.shape[2:].numel() >= _SMALLEST_PLANE
     in_planes = in_planes and input.dim() > 2 and input.numel() > 0
-    return _InPlanes(input, num_splits) if in_planes else _Broadcast(input, num_splits)
+    return PlanePasses(input, num_splits) if in_planes else _Broadcast(input, num_splits)
 
 
 class _Broadcast:
@@ -91,58 +90,76 @@ def _spread(moment: Tensor) -> Tensor:
     return moment[:, None, :, None]
 
 
-class _InPlanes:
-    def __init__(self, input: Tensor, num_splits: int) -> None:
+class PlanePasses:
+    """The passes over a contiguous batch on a CPU; each channel of each sample is a plane of its own.
+
+    Args:
+        input: (N, C, *).
+        num_parts: contiguous and near-equal, the larger ones first.
+    """
+
+    def __init__(self, input: Tensor, num_parts: int) -> None:
         self._input = input
-        self._num_splits = num_splits
         self._planes = self._in_planes(input)
-        self.num_values = input.numel() // (num_splits * input.shape[1])
+        self._memory: Tensor | None = None
+        size, num_larger = divmod(len(input), num_parts)
+        self._blocks = [(number, samples) for number, samples in ((num_larger, size + 1), (num_parts - num_larger, size)) if number]
+        self._num_samples: int | Tensor = size
+        if num_larger:
+            sizes = [samples for number, samples in self._blocks for _ in range(number)]
+            self._num_samples = self._planes.new_tensor(sizes)[:, None]
+        self.num_values = self._num_samples * self._planes.shape[2]
 
     def _in_planes(self, tensor: Tensor) -> Tensor:
         shape = self._input.shape
         return tensor.to(wide_dtype(tensor)).contiguous().view(1, shape[0] * shape[1], shape[2:].numel())
 
     def _per_plane(self, moment: Tensor) -> Tensor:
-        samples = self._input.shape[0] // self._num_splits
-        return moment[:, None].expand(-1, samples, -1).reshape(-1)
+        """Return (N C,) of (K, C)."""
+        blocks = moment.split([number for number, _ in self._blocks])
+        spread = [
+            block[:, None].expand(-1, samples, -1).reshape(-1)
+            for block, (_, samples) in zip(blocks, self._blocks, strict=True)
+        ]
+        return spread[0] if len(spread) == 1 else torch.cat(spread)
 
-    def _per_sample(self, statistic: Tensor) -> Tensor:
-        return statistic.view(self._num_splits, -1, self._input.shape[1])
+    def _per_part(self, of_planes: Tensor) -> Tensor:
+        """Return sums, (K, C), of (N C,)."""
+        blocks = of_planes.view(-1, self._input.shape[1]).split([number * samples for number, samples in self._blocks])
+        sums = [block.unflatten(0, size).sum(1) for block, size in zip(blocks, self._blocks, strict=True)]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
 
     def observe(self) -> tuple[Tensor, Tensor]:
-        chunks = self._planes[0].split(self._planes_of_a_chunk())
-        memory = torch.empty_like(chunks[0])
-        statistics = [_plane_moments(chunk, memory[: len(chunk)]) for chunk in chunks]
-        means, variances = (self._per_sample(torch.cat(each)) for each in zip(*statistics, strict=True))
-        mean = means.mean(1)
-        return mean, (variances + (means - mean[:, None]).square()).mean(1)
-
-    def _planes_of_a_chunk(self) -> int:
-        return max(1, _VALUES_OF_A_CHUNK // self._planes.shape[2])
+        _, num_planes, size = self._planes.shape
+        # group norm's kernel with a plane to each group: moments as exact as batch norm's, in a third of the time
+        of_group_norm = torch.native_group_norm(self._planes, None, None, 1, num_planes, size, num_planes, 0.0)
+        self._memory, means, inverse_stds = of_group_norm
+        mean = self._per_part(means) / self._num_samples
+        distances = means[0] - self._per_plane(mean)
+        return mean, self._per_part(inverse_stds[0].pow(-2).addcmul_(distances, distances)) / self._num_samples
 
     def apply(self, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return self._scaled(self._planes, scale, shift, mean).to(self._input.dtype)
+        output, self._memory = self._memory, None
+        return self._like_input(self._scaled(self._planes, scale, shift, self._per_plane(mean), output))
 
-    def _scaled(self, planes: Tensor, scale: Tensor, shift: Tensor, about: Tensor) -> Tensor:
-        scale, shift, about = (self._per_plane(each) for each in (scale, shift, about))
-        # no view, or nothing could be changed in place behind the layer
-        output = torch.empty_like(self._input, dtype=planes.dtype)
-        scale_channels(planes, about, torch.ones_like(about), scale, shift, out=output.view_as(planes))
+    def _scaled(
+        self, planes: Tensor, scale: Tensor, shift: Tensor, about: Tensor | None = None, output: Tensor | None = None
+    ) -> Tensor:
+        scale, shift = self._per_plane(scale), self._per_plane(shift)
+        about = torch.zeros_like(scale) if about is None else about
+        output = torch.empty_like(planes) if output is None else output
+        scale_channels(planes, about, torch.ones_like(about), scale, shift, out=output)
         return output
+
+    def _like_input(self, planes: Tensor) -> Tensor:
+        """Return planes in the shape and the dtype of the input, and no view: it may be changed in place."""
+        return planes.as_strided_(self._input.shape, self._input.stride()).to(self._input.dtype)
 
     def reduce(self, grad: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         products, sums = sum_channels(self._in_planes(grad), self._planes, self._per_plane(mean))
-        return self._per_sample(products).sum(1), self._per_sample(sums).sum(1)
+        return self._per_part(products), self._per_part(sums)
 
     def combine(self, grad: Tensor, mean: Tensor, of_grad: Tensor, of_input: Tensor, constant: Tensor) -> Tensor:
-        rest = constant - of_input * mean
-        output = self._scaled(self._in_planes(grad), of_grad, rest, torch.zeros_like(rest))
-        output.view_as(self._planes).addcmul_(self._planes, self._per_plane(of_input)[None, :, None])
-        return output.to(self._input.dtype)
-
-
-def _plane_moments(planes: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of each row; squares are of what is centred, so a large mean costs no digits."""
-    mean = planes.mean(1, keepdim=True)
-    centred = torch.sub(planes, mean, out=memory)
-    return mean[:, 0], torch.linalg.vector_norm(centred, dim=1).square_().div_(planes.shape[1])
+        output = self._scaled(self._in_planes(grad), of_grad, constant - of_input * mean)
+        output.addcmul_(self._planes, self._per_plane(of_input)[None, :, None])
+        return self._like_input(output)
