@@ -17,7 +17,7 @@ from anybatch.nn.plain_tap_products import plain_tap_products
 from anybatch.nn.second_derivatives import differentiable_gradients
 
 MOST_TAPS = 32  # zeros make the means' product as many times as large as it need be
-_VALUES_OF_A_CHUNK = 2**17  # squares stay in the cache of a CPU
+_VALUES_OF_A_CHUNK = 2**16  # squares stay in the cache of a CPU
 
 
 def row_products(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -29,13 +29,11 @@ class _RowProducts(torch.autograd.Function):
     @staticmethod
     def forward(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
         row = _Row(mean, var, weight, fractions)
-        by_tap = mean.new_empty(len(weight), len(fractions))
         spread = var.new_empty(len(weight))
-        at_taps = row.at_taps.T
         for rows, weights, squares in row.chunks():
-            torch.mm(weights, at_taps, out=by_tap[rows])
+            torch.mul(weights, weights, out=squares)
             torch.mv(squares, row.spread, out=spread[rows])
-        return by_tap[None], spread[None]
+        return (row.weights @ row.at_taps.T)[None], spread[None]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -51,14 +49,13 @@ class _RowProducts(torch.autograd.Function):
         of_by_tap, of_spread = grad_outputs[0][0], grad_outputs[1][0]
         row = _Row(mean, var, weight, ctx.fractions)
         of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
-        gradients = row.as_it_lies(of_weight)
-        of_at_taps = torch.zeros_like(row.at_taps)
+        gradients = torch.mm(of_by_tap, row.at_taps, out=row.as_it_lies(of_weight))
         of_row_spread = torch.zeros_like(row.spread)
-        for rows, weights, squares in row.chunks():
-            of_at_taps.addmm_(of_by_tap[rows].T, weights)
-            of_row_spread.addmv_(squares.T, of_spread[rows])
-            gradient = torch.mul(weights, row.spread, out=gradients[rows])
-            gradient.mul_(2 * of_spread[rows, None]).addmm_(of_by_tap[rows], row.at_taps)
+        for rows, weights, scaled in row.chunks():
+            torch.mul(weights, of_spread[rows, None], out=scaled)
+            gradients[rows].addcmul_(scaled, row.spread, value=2)
+            of_row_spread += scaled.mul_(weights).sum(0)
+        of_at_taps = of_by_tap.T @ row.weights
         of_mean = row.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
         of_var = row.as_taps(of_row_spread[None])[0] @ row.fractions
         return of_mean[None], of_var[None], of_weight, None
@@ -74,6 +71,7 @@ class _Row:
 
     Attributes:
         fractions: (K,), f.
+        weights: (O, R).
         at_taps: (K, R), mean_c where the tap is k, and zeros.
         spread: (R,), f_k var_c.
     """
@@ -81,7 +79,7 @@ class _Row:
     def __init__(self, mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> None:
         self._shape = (weight.shape[1], len(fractions))
         self._is_channels_last = is_channels_last(weight)
-        self._weights = self.as_it_lies(weight)
+        self.weights = self.as_it_lies(weight)
         self.fractions = torch.tensor(fractions, device=weight.device, dtype=weight.dtype)
         is_tap = torch.eye(len(fractions), device=weight.device, dtype=weight.dtype)
         self.at_taps = self.as_it_lies(is_tap[:, None, :] * mean[0, :, None])
@@ -98,11 +96,11 @@ class _Row:
         return rows.unflatten(1, self._shape)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield slices of the output channels, their weights, and the squares in memory that the next one takes."""
-        num_rows, num_values = self._weights.shape
-        size = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self._weights.is_cpu else max(1, num_rows)
-        memory = self._weights.new_empty(min(size, num_rows), num_values)
+        """Yield slices of the output channels, their weights, and memory for as many values that the next one takes."""
+        num_rows, num_values = self.weights.shape
+        size = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self.weights.is_cpu else max(1, num_rows)
+        memory = self.weights.new_empty(min(size, num_rows), num_values)
         for start in range(0, num_rows, size):
             rows = slice(start, start + size)
-            weights = self._weights[rows]
-            yield rows, weights, torch.mul(weights, weights, out=memory[: len(weights)])
+            weights = self.weights[rows]
+            yield rows, weights, memory[: len(weights)]
