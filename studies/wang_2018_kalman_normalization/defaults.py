@@ -1,9 +1,10 @@
-"""Which state space and which weight of the prediction to begin with should Kalman normalization have by default?
+"""Which state space, weight of the prediction, gain and transition should Kalman normalization have by default?
 
     python studies/wang_2018_kalman_normalization/defaults.py --json defaults.json
 
-Every candidate at two rates and two seeds, half an hour of one core, before the study and on other images than it
-trains on, evaluated on held-out training images: the study that then judges the default has not chosen it.
+Gains and transitions are varied beside the other defaults. Every candidate at two rates and two seeds, 40 minutes of
+one core, before the study and on other images than it trains on, evaluated on held-out training images: the study that
+then judges the default has not chosen it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from cells import Bench, Cell, Part
 from images import other_workload
 from parts import kalman
 
-from anybatch.nn.kalman_options import StateSpace
+from anybatch.nn.kalman_options import Gain, KalmanOptions, StateSpace, Transition
 from anybatch.train.plain import write_text
 
 HERE = Path(__file__).parent
 WEIGHTS = (0.9, 0.5)
 FACTORS = (1.0, 3.0)
 NUM_SEEDS = 2
+OTHERS = KalmanOptions()
 
 
 def main() -> int:
@@ -44,6 +46,12 @@ def main() -> int:
     candidates = [
         kalman(f"{space}, {weight:g}", state_space=space, prior_weight=weight)
         for space, weight in product(get_args(StateSpace), WEIGHTS)
+    ]
+    candidates += [kalman(f"gain {gain}", gain=gain) for gain in get_args(Gain) if gain != OTHERS.gain]
+    candidates += [
+        kalman(f"transition {transition}", transition=transition)
+        for transition in get_args(Transition)
+        if transition != OTHERS.transition
     ]
     jobs = bench.jobs(Part(candidates, num_evaluations=1), candidates, NUM_SEEDS, FACTORS)
     runs = bench.do(jobs, finished_only=False)
