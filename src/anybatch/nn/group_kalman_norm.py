@@ -57,8 +57,35 @@ class GroupCorrection(Correction):
         channels = observed.mean.shape[1] // self.num_groups
         return Moments(mean.repeat_interleave(channels, 1), var.repeat_interleave(channels, 1), observed.size)
 
+    def pull_back_correction(
+        self,
+        of_posterior: Moments,
+        observed: Moments,
+        prior_mean: Tensor | None,
+        prior_var: Tensor | None,
+        prior_weight: Tensor | None,
+    ) -> tuple[Any, ...]:
+        """Return the gradients of what `correct` takes, of that of the posterior moments."""
+        of_groups = Moments(*(each.unflatten(1, (self.num_groups, -1)).sum(2) for each in of_posterior[:2]))
+        if prior_mean is None or prior_var is None:
+            return *self._unfold(of_groups, observed), None, None, None
+        prior = Moments(prior_mean, prior_var)
+        folded = self._fold(prior)
+        of_mean, of_var, *of_prior, of_weight = super().pull_back_correction(
+            of_groups, self._fold(observed), *folded[:2], prior_weight
+        )
+        return *self._unfold(Moments(of_mean, of_var), observed), *self._unfold(Moments(*of_prior), prior), of_weight
+
     def _fold(self, moments: Moments) -> Moments:
         return fold_channels(moments, self.num_groups)
+
+    def _unfold(self, of_groups: Moments, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Return the gradients of moments per channel, of those of their groups."""
+        means = moments.mean.unflatten(1, (self.num_groups, -1))
+        channels = means.shape[2]
+        of_mean, of_var = (each[:, :, None] / channels for each in of_groups[:2])
+        of_means = of_mean + 2 * of_var * (means - means.mean(2, keepdim=True))
+        return of_means.flatten(1), of_var.expand_as(means).flatten(1)
 
 
 class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):

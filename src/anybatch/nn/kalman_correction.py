@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,3 +130,63 @@ class Correction:
         return correct_moments(
             observed, prior, prior_weight, gate=self.gate, ratio_limit=self.ratio_limit, eps=self.eps
         )
+
+    def pull_back(
+        self, mean: Tensor, var: Tensor, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> tuple[Any, ...]:
+        """Return the scale, and the gradients of mean, variance and the tensors that follow them, in closed form.
+
+        With shift = (m - m') scale + bias, scale = weight / std' and m', v' the posterior moments, m' has
+        -scale times the gradient of the shift, and v' has -scale / (2 std'^2) times that of the scale.
+
+        Args:
+            mean: (S, C), m.
+            var: (S, C).
+            tensors: weight, bias, prior mean and variance, (S, C), and prior weight.
+            grads: of scale and shift, (S, C), and of posterior mean and variance, or None.
+
+        Returns:
+            The scale, (S, C), and as many gradients as there are tensors; None for a tensor that is None.
+        """
+        weight, bias, *of_prior = tensors
+        of_scale, of_shift, of_posterior_mean, of_posterior_var = grads
+        assert of_scale is not None
+        assert of_shift is not None
+        observed = Moments(mean, var)
+        posterior = self.correct(observed, *of_prior)
+        inverse_std = (posterior.var + self.eps).rsqrt()
+        scale = inverse_std if weight is None else inverse_std * weight.to(inverse_std)
+        of_bias = None if bias is None else of_shift.sum(0).to(bias.dtype)
+        of_scale = torch.addcmul(of_scale, of_shift, mean - posterior.mean)
+        of_weight = None if weight is None else (of_scale * inverse_std).sum(0).to(weight.dtype)
+        through_shift = of_shift * scale
+        through_scale = of_scale * inverse_std.square() * scale / -2
+        of_posterior = Moments(_add(-through_shift, of_posterior_mean), _add(through_scale, of_posterior_var))
+        of_mean, of_var, *of_prior = self.pull_back_correction(of_posterior, observed, *of_prior)
+        return scale, of_mean + through_shift, of_var, of_weight, of_bias, *of_prior
+
+    def pull_back_correction(
+        self,
+        of_posterior: Moments,
+        observed: Moments,
+        prior_mean: Tensor | None,
+        prior_var: Tensor | None,
+        prior_weight: Tensor | None,
+    ) -> tuple[Any, ...]:
+        """Return the gradients of what `correct` takes, of that of the posterior moments."""
+        if prior_mean is None or prior_var is None or prior_weight is None:
+            return *of_posterior[:2], None, None, None
+        is_kept = _accepts(self.gate, self.ratio_limit, self.eps, observed.var, prior_var)
+        of_mean, of_var = (torch.where(is_kept, each, 0) for each in of_posterior[:2])
+        distance = prior_mean - observed.mean
+        of_prior_mean = prior_weight * torch.addcmul(of_mean, of_var, distance * (1 - prior_weight), value=2)
+        of_prior_var = prior_weight * of_var
+        of_weight = None
+        if prior_weight.requires_grad:
+            by_weight = prior_var - observed.var + (1 - 2 * prior_weight) * distance.square()
+            of_weight = (of_mean * distance + of_var * by_weight).sum().view(prior_weight.shape)
+        return of_posterior.mean - of_prior_mean, of_posterior.var - of_prior_var, of_prior_mean, of_prior_var, of_weight
+
+
+def _add(gradient: Tensor, other: Tensor | None) -> Tensor:
+    return gradient if other is None else gradient + other

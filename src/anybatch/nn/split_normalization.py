@@ -6,9 +6,9 @@ batch is passed over as often as batch norm does: once to observe, once to apply
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,19 @@ from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.second_derivatives import differentiable_gradients
 from anybatch.nn.split_passes import passes_for
 
-# (mean, var, *tensors) of shape (S, C) -> scale and shift of the centred input, mean and var that the rule settled on
-Rule = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+class Rule(Protocol):
+    """What is made of the observed moments of the splits: a pure function, and its gradients."""
+
+    def __call__(self, mean: Tensor, var: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return scale and shift of the centred input, and the mean and variance settled on; all (S, C)."""
+        ...
+
+    def pull_back(
+        self, mean: Tensor, var: Tensor, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+    ) -> tuple[Any, ...]:
+        """Return the scale, and the gradients of mean, variance and `tensors`, of those of the four results."""
+        ...
 
 
 class SplitNormalized(NamedTuple):
@@ -41,8 +52,7 @@ def normalize_splits(input: Tensor, num_splits: int, rule: Rule, tensors: Sequen
     Args:
         input: (N, C) or (N, C, *).
         num_splits: S, which divides N.
-        rule: from the observed moments and `tensors` to scale, shift, mean and variance, each (S, C). A pure function
-            of differentiable operations: it is called again on the way back.
+        rule: from the observed moments and `tensors` to scale, shift, mean and variance.
         tensors: what the rule takes besides; gradients flow to them.
 
     Returns:
@@ -151,30 +161,11 @@ class _Normalize(torch.autograd.Function):
             return of_input, None, None, *of_tensors
         passes = passes_for(input, ctx.num_splits)
         of_scale, of_shift = passes.reduce(grad, mean)
-        scale, of_mean, of_var, *of_tensors = _through_rule(
-            ctx.rule, mean, var, tensors, (of_scale, of_shift, *grads_of_moments[2:])
+        scale, of_mean, of_var, *of_tensors = ctx.rule.pull_back(
+            mean, var, tensors, (of_scale, of_shift, *grads_of_moments[2:])
         )
         observed = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
         of_mean, of_var = (own if other is None else own + other for own, other in observed)
         factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
         return passes.combine(grad, mean, *factors), None, None, *of_tensors
 
-
-def _through_rule(
-    rule: Rule,
-    mean: Tensor,
-    var: Tensor,
-    tensors: Sequence[Tensor | None],
-    grads: Sequence[Tensor | None],
-) -> tuple[Any, ...]:
-    """Return the rule's scale and the gradients to its mean, its variance and its tensors."""
-    with torch.enable_grad():
-        inputs = [None if each is None else each.detach().requires_grad_() for each in (mean, var, *tensors)]
-        outputs = rule(*inputs)
-        pairs = [pair for pair in zip(outputs, grads, strict=True) if pair[1] is not None and pair[0].requires_grad]
-        wanted = [each for each in inputs if each is not None]
-        outputs_, grads_ = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(outputs_, wanted, grads_, allow_unused=True))
-    gradients = [None if each is None else next(found) for each in inputs]
-    of_mean, of_var = (torch.zeros_like(mean) if each is None else each for each in gradients[:2])
-    return outputs[0].detach(), of_mean, of_var, *gradients[2:]
