@@ -81,8 +81,9 @@ class _Row:
         self._is_channels_last = is_channels_last(weight)
         self.weights = self.as_it_lies(weight)
         self.fractions = torch.tensor(fractions, device=weight.device, dtype=weight.dtype)
-        is_tap = torch.eye(len(fractions), device=weight.device, dtype=weight.dtype)
-        self.at_taps = self.as_it_lies(is_tap[:, None, :] * mean[0, :, None])
+        at_taps = mean.new_zeros(len(fractions), *self._shape)
+        at_taps.diagonal(0, 0, 2).copy_(mean[0, :, None])
+        self.at_taps = self.as_it_lies(at_taps)
         self.spread = self.as_it_lies((var[0][:, None] * self.fractions)[None])[0]
 
     def as_it_lies(self, taps: Tensor) -> Tensor:
