@@ -22,6 +22,8 @@ from anybatch.nn import (
     fold_channels,
     kalman_norm,
 )
+from anybatch.nn.group_kalman_norm import GroupCorrection
+from anybatch.nn.kalman_correction import Correction
 from anybatch.nn.prior_weight import moments_of_gain
 from anybatch.nn.split_normalization import observe_splits
 
@@ -569,3 +571,35 @@ def test_weights_of_other_channels_are_refused():
 def test_group_kalman_norm_takes_no_splits():
     with pytest.raises(InputError, match="Every sample is a split"):
         GroupKalmanNorm(2, 4, splits=2)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    is_affine=st.booleans(),
+    is_grouped=st.booleans(),
+    has_prior=st.booleans(),
+    gate=st.sampled_from(["channel", "layer"]),
+    ratio_limit=st.sampled_from([0.0, 1.0, 100.0]),
+    has_posterior_gradient=st.booleans(),
+)
+def test_the_closed_form_of_a_corrections_gradients_is_autograds(
+    seed, is_affine, is_grouped, has_prior, gate, ratio_limit, has_posterior_gradient
+):
+    rule = Correction(1e-3, gate, ratio_limit)
+    rule = GroupCorrection(*vars(rule).values(), num_groups=2) if is_grouped else rule
+    means, variances = draw(2, 3, 6, seed=seed), 0.1 + draw(2, 3, 6, seed=seed + 1).square()
+    affine = draw(2, 6, seed=seed + 2) if is_affine else (None, None)
+    prior = (means[1], variances[1], torch.tensor([0.3], dtype=torch.float64)) if has_prior else (None,) * 3
+    given_tensors = (means[0], variances[0], *affine, *prior)
+    tensors = [None if each is None else each.detach().clone().requires_grad_() for each in given_tensors]
+    outputs, grads = rule(*tensors), list(draw(4, 3, 6, seed=seed + 3))
+    count = 4 if has_posterior_gradient else 2
+    there = [each for each in tensors if each is not None]
+    wanted = torch.autograd.grad(outputs[:count], there, grads[:count], allow_unused=True)
+    with torch.no_grad():
+        scale, *found = rule.pull_back(*tensors[:2], tensors[2:], [*grads[:count], *[None] * (4 - count)])
+    check_close(scale, outputs[0].detach(), rtol=1e-12, atol=1e-12)
+    assert [each is None for each in found] == [each is None for each in tensors]
+    for own, autograds in zip((each for each in found if each is not None), wanted, strict=True):
+        expected = torch.zeros_like(own) if autograds is None else autograds
+        check_close(own, expected, rtol=1e-9, atol=1e-10)
