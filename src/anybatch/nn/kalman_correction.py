@@ -185,7 +185,13 @@ class Correction:
         if prior_weight.requires_grad:
             by_weight = prior_var - observed.var + (1 - 2 * prior_weight) * distance.square()
             of_weight = (of_mean * distance + of_var * by_weight).sum().view(prior_weight.shape)
-        return of_posterior.mean - of_prior_mean, of_posterior.var - of_prior_var, of_prior_mean, of_prior_var, of_weight
+        return (
+            of_posterior.mean - of_prior_mean,
+            of_posterior.var - of_prior_var,
+            of_prior_mean,
+            of_prior_var,
+            of_weight,
+        )
 
 
 def _add(gradient: Tensor, other: Tensor | None) -> Tensor:

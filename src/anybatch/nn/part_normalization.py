@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.nn.moments import wide_dtype
+from anybatch.nn.plane_passes import PlanePasses
 from anybatch.nn.second_derivatives import differentiable_gradients
-from anybatch.nn.split_passes import PlanePasses
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
 # positions of planes that are passed over in less time than batch norm's kernels take; float32 sums keep their digits

@@ -168,4 +168,3 @@ class _Normalize(torch.autograd.Function):
         of_mean, of_var = (own if other is None else own + other for own, other in observed)
         factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
         return passes.combine(grad, mean, *factors), None, None, *of_tensors
-
