@@ -3,7 +3,8 @@
 The one-dimensional LQG task at horizon 20, G(PO)MDP. Beside it NumPy's Generator draws as many float64 normals, 20 per
 trajectory, on as many threads; and a scalar environment from `gymnasium.make` is stepped by a loop. Ours and NumPy's
 are timed in turn, by the wall clock and by the processor's, which other work on the machine disturbs less; the loop
-by the wall clock. Memory is the peak of a process of its own over what it held after import.
+by the wall clock. Memory is the peak of a process of its own over what it held after import. Tasks of more numbers,
+without a bar, are timed on one thread.
 
     python benchmarks/rl_trajectories.py --json benchmarks/results/rl_trajectories.json
 """
@@ -29,7 +30,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from anybatch.rl import LQG, GaussianPolicy, estimate_gradient
+from anybatch.rl import LQG, ContinuousCartPole, GaussianPolicy, estimate_gradient
+from anybatch.rl.native_env import NativeVectorEnv
 
 HORIZON = 20
 DISCOUNT = 0.9
@@ -129,6 +131,26 @@ def speed(num_trajectories: int, num_threads: int, num_pairs: int) -> dict[str, 
     return row
 
 
+def other_tasks(share: float) -> dict[str, float]:
+    """Return microseconds per trajectory of tasks whose states and policies have several numbers."""
+    tasks = {
+        "lqg of 2_us": (LQG(size=2), GaussianPolicy(WEIGHT * np.eye(2)), 200_000),
+        "lqg of 4_us": (LQG(size=4), GaussianPolicy(WEIGHT * np.eye(4)), 50_000),
+        "cart-pole_us": (ContinuousCartPole(), GaussianPolicy(np.zeros((1, 4))), 10_000),
+    }
+    return {name: 1e6 * _seconds_each(env, policy, int(share * num)) for name, (env, policy, num) in tasks.items()}
+
+
+def _seconds_each(env: NativeVectorEnv, policy: GaussianPolicy, num_trajectories: int) -> float:
+    estimate_gradient(env, policy, num_trajectories, seed=0)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        estimate_gradient(env, policy, num_trajectories, seed=0)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds) / num_trajectories
+
+
 def added_memory(num_trajectories: int, need_ranges: bool) -> float:
     """Return by how many megabytes the peak of this process exceeds what it held after import."""
     held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
@@ -161,6 +183,7 @@ def main() -> None:
     results["loop"] = {"loop_us": loop_us} | {
         f"times_faster, {name}": loop_us / results[name]["ours_us"] for name in ("threads: 1", "threads: 2")
     }
+    results["other tasks"] = other_tasks(0.01 if arguments.smoke else 1.0)
     num_batch = 20_000 if arguments.smoke else 500_000
     results["memory"] = {
         name: memory_of_a_process(num_batch, need_ranges)
