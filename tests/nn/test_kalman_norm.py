@@ -597,7 +597,8 @@ def test_the_closed_form_of_a_corrections_gradients_is_autograds(
     there = [each for each in tensors if each is not None]
     wanted = torch.autograd.grad(outputs[:count], there, grads[:count], allow_unused=True)
     with torch.no_grad():
-        scale, *found = rule.pull_back(*tensors[:2], tensors[2:], [*grads[:count], *[None] * (4 - count)])
+        observed, posterior = Moments(*tensors[:2]), Moments(*outputs[2:])
+        scale, *found = rule.pull_back(observed, posterior, tensors[2:], [*grads[:count], *[None] * (4 - count)])
     check_close(scale, outputs[0].detach(), rtol=1e-12, atol=1e-12)
     assert [each is None for each in found] == [each is None for each in tensors]
     for own, autograds in zip((each for each in found if each is not None), wanted, strict=True):

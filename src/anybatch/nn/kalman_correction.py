@@ -132,7 +132,11 @@ class Correction:
         )
 
     def pull_back(
-        self, mean: Tensor, var: Tensor, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+        self,
+        observed: Moments,
+        posterior: Moments,
+        tensors: Sequence[Tensor | None],
+        grads: Sequence[Tensor | None],
     ) -> tuple[Any, ...]:
         """Return the scale, and the gradients of mean, variance and the tensors that follow them, in closed form.
 
@@ -140,29 +144,27 @@ class Correction:
         -scale times the gradient of the shift, and v' has -scale / (2 std'^2) times that of the scale.
 
         Args:
-            mean: (S, C), m.
-            var: (S, C).
+            observed: (S, C).
+            posterior: (S, C), as the rule returned them.
             tensors: weight, bias, prior mean and variance, (S, C), and prior weight.
             grads: of scale and shift, (S, C), and of posterior mean and variance, or None.
 
         Returns:
             The scale, (S, C), and as many gradients as there are tensors; None for a tensor that is None.
         """
-        weight, bias, *of_prior = tensors
+        weight, bias, *prior = tensors
         of_scale, of_shift, of_posterior_mean, of_posterior_var = grads
         assert of_scale is not None
         assert of_shift is not None
-        observed = Moments(mean, var)
-        posterior = self.correct(observed, *of_prior)
         inverse_std = (posterior.var + self.eps).rsqrt()
         scale = inverse_std if weight is None else inverse_std * weight.to(inverse_std)
         of_bias = None if bias is None else of_shift.sum(0).to(bias.dtype)
-        of_scale = torch.addcmul(of_scale, of_shift, mean - posterior.mean)
+        of_scale = torch.addcmul(of_scale, of_shift, observed.mean - posterior.mean)
         of_weight = None if weight is None else (of_scale * inverse_std).sum(0).to(weight.dtype)
         through_shift = of_shift * scale
         through_scale = of_scale * inverse_std.square() * scale / -2
         of_posterior = Moments(_add(-through_shift, of_posterior_mean), _add(through_scale, of_posterior_var))
-        of_mean, of_var, *of_prior = self.pull_back_correction(of_posterior, observed, *of_prior)
+        of_mean, of_var, *of_prior = self.pull_back_correction(of_posterior, observed, *prior)
         return scale, of_mean + through_shift, of_var, of_weight, of_bias, *of_prior
 
     def pull_back_correction(

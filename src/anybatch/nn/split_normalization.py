@@ -26,7 +26,11 @@ class Rule(Protocol):
         ...
 
     def pull_back(
-        self, mean: Tensor, var: Tensor, tensors: Sequence[Tensor | None], grads: Sequence[Tensor | None]
+        self,
+        observed: Moments,
+        posterior: Moments,
+        tensors: Sequence[Tensor | None],
+        grads: Sequence[Tensor | None],
     ) -> tuple[Any, ...]:
         """Return the scale, and the gradients of mean, variance and `tensors`, of those of the four results."""
         ...
@@ -143,12 +147,12 @@ class _Normalize(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         input, ctx.num_splits, ctx.rule, *tensors = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, output[1], output[2], *tensors)
+        ctx.save_for_backward(input, *output[1:], *tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         grad, *grads_of_moments = grad_outputs
-        input, mean, var, *tensors = ctx.saved_tensors
+        input, mean, var, posterior_mean, posterior_var, *tensors = ctx.saved_tensors
         grad = torch.zeros_like(input) if grad is None else grad
         if torch.is_grad_enabled():  # a second derivative is wanted
             is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
@@ -161,10 +165,11 @@ class _Normalize(torch.autograd.Function):
             return of_input, None, None, *of_tensors
         passes = passes_for(input, ctx.num_splits)
         of_scale, of_shift = passes.reduce(grad, mean)
+        observed, posterior = Moments(mean, var), Moments(posterior_mean, posterior_var)
         scale, of_mean, of_var, *of_tensors = ctx.rule.pull_back(
-            mean, var, tensors, (of_scale, of_shift, *grads_of_moments[2:])
+            observed, posterior, tensors, (of_scale, of_shift, *grads_of_moments[2:])
         )
-        observed = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
-        of_mean, of_var = (own if other is None else own + other for own, other in observed)
+        pairs = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
+        of_mean, of_var = (own if other is None else own + other for own, other in pairs)
         factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
         return passes.combine(grad, mean, *factors), None, None, *of_tensors
