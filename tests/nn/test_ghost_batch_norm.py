@@ -30,16 +30,17 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 BY_HAND = torch.tensor([[1.0], [3.0], [2.0], [6.0]])
 
 
-@pytest.fixture(scope="module", autouse=True, params=["in_planes", "in_turn", "together"])
+@pytest.fixture(scope="module", autouse=True, params=["in_planes", "back_in_planes", "in_turn", "together"])
 def way_of_normalizing(request):
     """Run every test of this file in every way, whatever the size of its parts and maps."""
     with pytest.MonkeyPatch.context() as patch:
         smallest_part = 10**9 if request.param == "together" else 0
-        planes = range(2, 64**2 + 1) if request.param == "in_planes" else ()
+        planes = range(2, 64**2 + 1)
+        is_back = request.param in ("in_planes", "back_in_planes")
         patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_CALL", smallest_part)
         patch.setattr("anybatch.nn.part_normalization._VALUES_OF_A_PART", 0)
-        patch.setattr("anybatch.nn.part_normalization._PLANES_FORWARD", planes)
-        patch.setattr("anybatch.nn.part_normalization._PLANES_BACKWARD", planes)
+        patch.setattr("anybatch.nn.part_normalization._PLANES_FORWARD", planes if request.param == "in_planes" else ())
+        patch.setattr("anybatch.nn.part_normalization._PLANES_BACKWARD", planes if is_back else ())
         yield
 
 
@@ -545,3 +546,11 @@ def test_weights_of_other_channels_are_refused():
 def test_an_input_of_other_dimensions_is_refused_as_by_batch_norm():
     with pytest.raises(ValueError, match="expected 4D input"):
         GhostBatchNorm2d(3)(torch.zeros(64, 3))
+
+
+def test_a_gradient_by_vjp_is_the_gradient():
+    x, target = draw(12, 3, 4, 4, seed=1, dtype=torch.float64), draw(12, 3, 4, 4, seed=2, dtype=torch.float64)
+    layer = GhostBatchNorm2d(3, ghost_batch_size=4, track_running_stats=False, dtype=torch.float64)
+    _, pull_back = torch.func.vjp(lambda x: (layer(x) * target).sum(), x)
+    wanted = torch.func.grad(lambda x: (layer(x) * target).sum())(x)
+    check_close(pull_back(torch.ones((), dtype=torch.float64))[0], wanted, rtol=1e-9, atol=1e-9)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.plane_passes import PlanePasses
-from anybatch.nn.second_derivatives import differentiable_gradients
+from anybatch.nn.second_derivatives import fast_gradients
 
 _VALUES_OF_A_CALL = 8192  # per part; about where both ways took the same time on a CPU
 # positions of planes that are passed over in less time than batch norm's kernels take; float32 sums keep their digits
@@ -115,17 +115,29 @@ class _NormalizeInTurn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            twin = partial(_normalize_together, num_parts=ctx.num_parts, eps=ctx.eps)
-            tensors, grads = ctx.saved_tensors[:3], (grad_outputs[0], None, None)
-            return *differentiable_gradients(twin, tensors, grads, ctx.needs_input_grad[:3]), None, None
-        input, weight, bias, means, inverse_stds = ctx.saved_tensors
-        is_in_planes = _is_in_planes(input, ctx.num_parts, _PLANES_BACKWARD)
-        gradients = _gradients_in_planes if is_in_planes else _gradients_as_batch_norm
-        grad_input, grads_weight, grads_bias = gradients(grad_outputs[0], input, weight, means, inverse_stds, ctx.eps)
-        grad_weight = None if weight is None else grads_weight.sum(0)
-        grad_bias = None if bias is None else grads_bias.sum(0)
-        return grad_input, grad_weight, grad_bias, None, None
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        fast = partial(_gradients, *saved, ctx.num_parts, ctx.eps, grad_outputs[0])
+        twin = partial(_normalize_together, num_parts=ctx.num_parts, eps=ctx.eps)
+        grads = (grad_outputs[0], None, None)
+        return *fast_gradients(fast, twin, saved[:3], grads, ctx.needs_input_grad[:3]), None, None
+
+
+def _gradients(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    means: Tensor,
+    inverse_stds: Tensor,
+    num_parts: int,
+    eps: float,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of input, weight and bias."""
+    is_in_planes = _is_in_planes(input, num_parts, _PLANES_BACKWARD)
+    gradients = _gradients_in_planes if is_in_planes else _gradients_as_batch_norm
+    grad_input, grads_weight, grads_bias = gradients(grad, input, weight, means, inverse_stds, eps)
+    grad_weight = None if weight is None else grads_weight.sum(0)
+    return grad_input, grad_weight, None if bias is None else grads_bias.sum(0)
 
 
 def _is_in_planes(input: Tensor, num_parts: int, sizes: range) -> bool:
@@ -183,6 +195,7 @@ def _gradients_in_planes(
     of_input = -of_grad grad_weight / (n std), constant = -of_grad grad_bias / n.
     """
     passes = PlanePasses(input, len(means))
+    grad = passes.laid_out(grad)
     products, grads_bias = passes.reduce(grad, means)
     grads_weight = products * inverse_stds
     of_grad = inverse_stds if weight is None else inverse_stds * weight

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from anybatch.nn.plain_tap_products import plain_tap_products
-from anybatch.nn.second_derivatives import differentiable_gradients
+from anybatch.nn.second_derivatives import fast_gradients
 
 MOST_TAPS = 32  # zeros make the means' product as many times as large as it need be
-_VALUES_OF_A_CHUNK = 2**17  # squares stay in the cache of a CPU
+_VALUES_OF_A_CHUNK = 2**17  # what is made of a chunk stays in the cache of a CPU
 
 
 def row_products(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,9 @@ class _RowProducts(torch.autograd.Function):
         spread = var.new_empty(len(weight))
         for rows, weights, memory in row.chunks():
             torch.mv(torch.mul(weights, weights, out=memory), row.spread, out=spread[rows])
-        return (row.weights @ row.at_taps.T)[None], spread[None]
+        by_tap = mean.new_empty(len(weight), len(fractions))
+        torch.mm(row.weights, row.at_taps.T, out=by_tap)  # as it is, autocast or not
+        return by_tap[None], spread[None]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -41,24 +43,30 @@ class _RowProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        mean, var, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            twin = partial(plain_tap_products, fractions=ctx.fractions)
-            return *differentiable_gradients(twin, (mean, var, weight), grad_outputs, ctx.needs_input_grad[:3]), None
-        of_by_tap, of_spread = grad_outputs[0][0], grad_outputs[1][0]
-        row = _Row(mean, var, weight, ctx.fractions)
-        of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
-        gradients = torch.mm(of_by_tap, row.at_taps, out=row.as_it_lies(of_weight))
-        of_row_spread = torch.zeros_like(row.spread)
-        for rows, weights, memory in row.chunks():
-            squares = torch.mul(weights, weights, out=memory)
-            of_row_spread.addmv_(squares.T, of_spread[rows])
-            scaled = torch.mul(weights, row.spread, out=memory)
-            gradients[rows].addcmul_(scaled, of_spread[rows, None], value=2)
-        of_at_taps = of_by_tap.T @ row.weights
-        of_mean = row.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
-        of_var = row.as_taps(of_row_spread[None])[0] @ row.fractions
-        return of_mean[None], of_var[None], of_weight, None
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        fast = partial(_gradients, *saved, ctx.fractions, *grad_outputs)
+        twin = partial(plain_tap_products, fractions=ctx.fractions)
+        return *fast_gradients(fast, twin, saved, grad_outputs, ctx.needs_input_grad[:3]), None
+
+
+def _gradients(
+    mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float], of_by_tap: Tensor, of_spread: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of mean, variance and weight."""
+    of_by_tap, of_spread = of_by_tap[0], of_spread[0]
+    row = _Row(mean, var, weight, fractions)
+    of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
+    gradients = torch.mm(of_by_tap, row.at_taps, out=row.as_it_lies(of_weight))
+    of_row_spread = torch.zeros_like(row.spread)
+    for rows, weights, memory in row.chunks():
+        squares = torch.mul(weights, weights, out=memory)
+        of_row_spread.addmv_(squares.T, of_spread[rows])
+        scaled = torch.mul(weights, row.spread, out=memory)
+        gradients[rows].addcmul_(scaled, of_spread[rows, None], value=2)
+    of_at_taps = torch.mm(of_by_tap.T, row.weights, out=torch.empty_like(row.at_taps))
+    of_mean = row.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
+    of_var = (row.as_taps(of_row_spread[None])[0] * row.fractions).sum(1)
+    return of_mean[None], of_var[None], of_weight
 
 
 def is_channels_last(weight: Tensor) -> bool:
@@ -97,7 +105,7 @@ class _Row:
         return rows.unflatten(1, self._shape)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield slices of the output channels, their weights, and memory for as many values that the next one takes."""
+        """Yield slices of the output channels, their weights, and memory for as many values, the same every time."""
         num_rows, num_values = self.weights.shape
         size = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self.weights.is_cpu else max(1, num_rows)
         memory = self.weights.new_empty(min(size, num_rows), num_values)

@@ -8,6 +8,33 @@ import torch
 from torch import Tensor
 
 
+def fast_gradients(
+    fast: Callable[[], Sequence[Tensor | None]],
+    twin: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    is_needed: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """Return the gradients of a backward pass: the fast ones, or the twin's where they are to be differentiated again.
+
+    Args:
+        fast: returns one gradient per tensor; runs without autograd.
+        twin: see `differentiable_gradients`, as of the others.
+        tensors: that were saved for the backward pass. Those of `torch.func.vjp` say that they require a gradient, and
+            have lost their history with the call they are from: a view of them tells.
+        grads: of the twin's outputs.
+        is_needed: which of the tensors want a gradient.
+
+    Returns:
+        One gradient per tensor, or None.
+    """
+    wanted = [each for each, needed in zip(tensors, is_needed, strict=True) if needed and each is not None]
+    if torch.is_grad_enabled() and all(each.view_as(each).requires_grad for each in wanted):
+        return differentiable_gradients(twin, tensors, grads, is_needed)
+    with torch.no_grad():
+        return fast()
+
+
 def differentiable_gradients(
     twin: Callable[..., Sequence[Tensor]],
     tensors: Sequence[Tensor | None],

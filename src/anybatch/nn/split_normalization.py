@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anybatch.nn.moments import Moments, wide_dtype
-from anybatch.nn.second_derivatives import differentiable_gradients
+from anybatch.nn.second_derivatives import fast_gradients
 from anybatch.nn.split_passes import passes_for
 
 
@@ -42,7 +42,7 @@ class SplitNormalized(NamedTuple):
     Attributes:
         output: the shape, dtype and memory format of the input.
         observed: (S, C) moments of the splits, differentiable.
-        posterior: (S, C) moments that the rule settled on, differentiable.
+        posterior: (S, C) moments that the rule settled on, differentiable. The way back needs them as they are.
     """
 
     output: Tensor
@@ -124,12 +124,14 @@ class _Observe(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         input, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            twin = partial(_observe_plainly, num_splits=ctx.num_splits)
-            return differentiable_gradients(twin, (input,), grads, ctx.needs_input_grad[:1])[0], None
-        passes = passes_for(input, ctx.num_splits)
-        of_mean, of_var = (grad / passes.num_values for grad in grads)
-        return passes.apply(mean, 2 * of_var, of_mean), None
+
+        def fast() -> tuple[Tensor]:
+            passes = passes_for(input, ctx.num_splits)
+            of_mean, of_var = (grad / passes.num_values for grad in grads)
+            return (passes.apply(mean, 2 * of_var, of_mean),)
+
+        twin = partial(_observe_plainly, num_splits=ctx.num_splits)
+        return *fast_gradients(fast, twin, (input,), grads, ctx.needs_input_grad[:1]), None
 
 
 class _Normalize(torch.autograd.Function):
@@ -151,25 +153,36 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, *grads_of_moments = grad_outputs
-        input, mean, var, posterior_mean, posterior_var, *tensors = ctx.saved_tensors
-        grad = torch.zeros_like(input) if grad is None else grad
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
-            grads = (grad, *grads_of_moments)
+        def twin(input: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            return _normalize_plainly(input, ctx.num_splits, ctx.rule, *tensors)
 
-            def twin(input: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-                return _normalize_plainly(input, ctx.num_splits, ctx.rule, *tensors)
+        input, mean, var, posterior_mean, posterior_var, *tensors = (
+            ctx.saved_tensors
+        )  # a checkpoint hands them out once
+        moments = Moments(mean, var), Moments(posterior_mean, posterior_var)
+        fast = partial(_gradients, input, ctx.num_splits, ctx.rule, moments, tensors, *grad_outputs)
+        is_needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        of_input, *of_tensors = fast_gradients(fast, twin, (input, *tensors), grad_outputs, is_needed)
+        return of_input, None, None, *of_tensors
 
-            of_input, *of_tensors = differentiable_gradients(twin, (input, *tensors), grads, is_needed)
-            return of_input, None, None, *of_tensors
-        passes = passes_for(input, ctx.num_splits)
-        of_scale, of_shift = passes.reduce(grad, mean)
-        observed, posterior = Moments(mean, var), Moments(posterior_mean, posterior_var)
-        scale, of_mean, of_var, *of_tensors = ctx.rule.pull_back(
-            observed, posterior, tensors, (of_scale, of_shift, *grads_of_moments[2:])
-        )
-        pairs = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
-        of_mean, of_var = (own if other is None else own + other for own, other in pairs)
-        factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
-        return passes.combine(grad, mean, *factors), None, None, *of_tensors
+
+def _gradients(
+    input: Tensor,
+    num_splits: int,
+    rule: Rule,
+    moments: tuple[Moments, Moments],
+    tensors: Sequence[Tensor | None],
+    grad: Tensor | None,
+    *grads_of_moments: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the input and of the rule's tensors; moments are observed and posterior ones."""
+    passes = passes_for(input, num_splits)
+    mean = moments[0].mean
+    grad = passes.laid_out(torch.zeros_like(input) if grad is None else grad)
+    of_scale, of_shift = passes.reduce(grad, mean)
+    grads = (of_scale, of_shift, *grads_of_moments[2:])
+    scale, of_mean, of_var, *of_tensors = rule.pull_back(*moments, tensors, grads)
+    pairs = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
+    of_mean, of_var = (own if other is None else own + other for own, other in pairs)
+    factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
+    return passes.combine(grad, mean, *factors), *of_tensors

@@ -13,7 +13,7 @@ from torch import Tensor
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.plane_passes import PlanePasses
 
-_SMALLEST_PLANE = 4  # positions; below, a kernel's work per channel is more than its work per value
+_SMALLEST_PLANE = 8  # positions; below, a kernel's work per channel is more than its work per value
 
 
 class Passes(Protocol):
@@ -30,6 +30,10 @@ class Passes(Protocol):
 
     def apply(self, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return scale (x - mean) + shift."""
+        ...
+
+    def laid_out(self, grad: Tensor) -> Tensor:
+        """Return a gradient of the input's shape as `reduce` and `combine` take it."""
         ...
 
     def reduce(self, grad: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +67,9 @@ class _Broadcast:
         self._parts = self._in_parts(input)
         self.num_values = input.numel() // max(1, num_splits * input.shape[1])
 
+    def laid_out(self, grad: Tensor) -> Tensor:
+        return self._in_parts(grad)
+
     def _in_parts(self, tensor: Tensor) -> Tensor:
         shape = self._input.shape
         return tensor.to(wide_dtype(tensor)).reshape(self._num_splits, -1, shape[1], shape[2:].numel())
@@ -79,12 +86,11 @@ class _Broadcast:
         return self._out_of_parts(centred.mul_(_spread(scale)).add_(_spread(shift)))
 
     def reduce(self, grad: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        grad = self._in_parts(grad)
         return (self._parts - _spread(mean)).mul_(grad).sum((1, 3)), grad.sum((1, 3))
 
     def combine(self, grad: Tensor, mean: Tensor, of_grad: Tensor, of_input: Tensor, constant: Tensor) -> Tensor:
         centred = (self._parts - _spread(mean)).mul_(_spread(of_input)).add_(_spread(constant))
-        return self._out_of_parts(centred.addcmul_(self._in_parts(grad), _spread(of_grad)))
+        return self._out_of_parts(centred.addcmul_(grad, _spread(of_grad)))
 
 
 def _spread(moment: Tensor) -> Tensor:

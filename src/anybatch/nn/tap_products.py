@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anybatch.nn.plain_tap_products import plain_tap_products, taps_of
 from anybatch.nn.row_products import MOST_TAPS, is_channels_last, row_products
-from anybatch.nn.second_derivatives import differentiable_gradients
+from anybatch.nn.second_derivatives import fast_gradients
 
 _VALUES_OF_A_CHUNK = 2**19
 
@@ -64,23 +64,34 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        mean, var, weight, squares = ctx.saved_tensors
-        of_by_tap, of_spread, _ = grad_outputs
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            twin = partial(plain_tap_products, fractions=ctx.fractions)
-            grads, is_needed = (of_by_tap, of_spread), ctx.needs_input_grad[:3]
-            return *differentiable_gradients(twin, (mean, var, weight), grads, is_needed), None
-        of_mean = torch.zeros_like(mean)
-        of_weight = torch.empty_like(weight)
-        of_squares = of_spread.T @ (2 * var)
-        for rows, of_rows in _chunks(taps_of(weight)):
-            by_tap = of_by_tap[:, rows].flatten(1)
-            of_mean += by_tap @ of_rows.flatten(0, 1)
-            gradient = (by_tap.T @ mean).view_as(of_rows)
-            for k, fraction in enumerate(ctx.fractions):
-                gradient[:, k].addcmul_(of_rows[:, k], of_squares[rows], value=fraction)
-            taps_of(of_weight)[rows] = gradient.transpose(1, 2)
-        return of_mean, of_spread @ squares, of_weight, None
+        saved = ctx.saved_tensors  # a checkpoint hands them out once
+        fast = partial(_gradients, *saved, ctx.fractions, *grad_outputs[:2])
+        twin = partial(plain_tap_products, fractions=ctx.fractions)
+        needed = ctx.needs_input_grad[:3]
+        return *fast_gradients(fast, twin, saved[:3], grad_outputs[:2], needed), None
+
+
+def _gradients(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    squares: Tensor,
+    fractions: Sequence[float],
+    of_by_tap: Tensor,
+    of_spread: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of mean, variance and weight."""
+    of_mean = torch.zeros_like(mean)
+    of_weight = torch.empty_like(weight)
+    of_squares = of_spread.T @ (2 * var)
+    for rows, of_rows in _chunks(taps_of(weight)):
+        by_tap = of_by_tap[:, rows].flatten(1)
+        of_mean += by_tap @ of_rows.flatten(0, 1)
+        gradient = (by_tap.T @ mean).view_as(of_rows)
+        for k, fraction in enumerate(fractions):
+            gradient[:, k].addcmul_(of_rows[:, k], of_squares[rows], value=fraction)
+        taps_of(of_weight)[rows] = gradient.transpose(1, 2)
+    return of_mean, of_spread @ squares, of_weight
 
 
 def _chunks(taps: Tensor) -> Iterator[tuple[slice, Tensor]]:
