@@ -66,7 +66,8 @@ class GroupCorrection(Correction):
         prior_weight: Tensor | None,
     ) -> tuple[Any, ...]:
         """Return the gradients of what `correct` takes, of that of the posterior moments."""
-        of_groups = Moments(*(each.unflatten(1, (self.num_groups, -1)).sum(2) for each in of_posterior[:2]))
+        of_mean, of_var = (each.unflatten(1, (self.num_groups, -1)).sum(2) for each in of_posterior[:2])
+        of_groups = Moments(of_mean, of_var)
         if prior_mean is None or prior_var is None:
             return *self._unfold(of_groups, observed), None, None, None
         prior = Moments(prior_mean, prior_var)

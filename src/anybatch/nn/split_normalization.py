@@ -21,8 +21,8 @@ from anybatch.nn.split_passes import passes_for
 class Rule(Protocol):
     """What is made of the observed moments of the splits: a pure function, and its gradients."""
 
-    def __call__(self, mean: Tensor, var: Tensor, *tensors: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return scale and shift of the centred input, and the mean and variance settled on; all (S, C)."""
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return scale and shift of the centred input, mean and variance settled on, (S, C), from mean and variance."""
         ...
 
     def pull_back(
@@ -122,7 +122,7 @@ class _Observe(torch.autograd.Function):
         ctx.save_for_backward(input, output[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input, mean = ctx.saved_tensors
 
         def fast() -> tuple[Tensor]:
