@@ -244,6 +244,14 @@ def test_a_refusal_in_the_child_reaches_the_parent():
         limit_of(vectors_workload(model=lambda: None))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_the_peak_of_a_new_process_is_not_its_parents():
+    held = torch.ones(2**30, dtype=torch.uint8)
+    script = "from anybatch.probing import child_trials; print(child_trials._peak_bytes())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < held.numel()
+
+
 DEPTH_OF_THREADS = 70  # above 60 nested calls of backward() autograd goes on in a thread, after which no fork may train
 
 AFTER_A_NESTED_BACKWARD = """
