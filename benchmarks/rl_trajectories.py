@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -153,9 +152,15 @@ def _seconds_each(env: NativeVectorEnv, policy: GaussianPolicy, num_trajectories
 
 def added_memory(num_trajectories: int, need_ranges: bool) -> float:
     """Return by how many megabytes the peak of this process exceeds what it held after import."""
-    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    held = _mebibytes("VmRSS")
     estimate_gradient(LQG(), GaussianPolicy(WEIGHT), num_trajectories, seed=0, need_ranges=need_ranges, num_workers=2)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - held
+    return _mebibytes("VmHWM") - held
+
+
+def _mebibytes(name: str) -> float:
+    """Return a figure of this process; getrusage would count what its parent held when it was started."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
 
 
 def memory_of_a_process(num_trajectories: int, need_ranges: bool) -> float:
