@@ -19,7 +19,7 @@ def fast_gradients(
 
     Args:
         fast: returns one gradient per tensor; runs without autograd.
-        twin: see `differentiable_gradients`, as of the others.
+        twin: the function in differentiable operations, of `tensors`.
         tensors: that were saved for the backward pass. Those of `torch.func.vjp` say that they require a gradient, and
             have lost their history with the call they are from: a view of them tells.
         grads: of the twin's outputs.
