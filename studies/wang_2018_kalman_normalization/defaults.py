@@ -3,8 +3,8 @@
     python studies/wang_2018_kalman_normalization/defaults.py --json defaults.json
 
 Gains and transitions are varied beside the other defaults. Every candidate at two rates and two seeds, 40 minutes of
-one core, before the study and on other images than it trains on, evaluated on held-out training images: the study that
-then judges the default has not chosen it.
+one core, on other images than the study trains on, evaluated on held-out training images: the study that judges the
+default has not chosen it. Spaces and weights were compared before the study, gains and transitions after it.
 """
 
 from __future__ import annotations

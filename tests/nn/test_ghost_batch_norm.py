@@ -554,3 +554,13 @@ def test_a_gradient_by_vjp_is_the_gradient():
     _, pull_back = torch.func.vjp(lambda x: (layer(x) * target).sum(), x)
     wanted = torch.func.grad(lambda x: (layer(x) * target).sum())(x)
     check_close(pull_back(torch.ones((), dtype=torch.float64))[0], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_beside_a_mean_of_a_thousand_deviations_the_output_is_about_as_exact_as_batch_norms():
+    x = draw(16, 2, 64, 64, seed=1) + 1000
+    ghost = GhostBatchNorm2d(2, ghost_batch_size=8)
+    errors = []
+    for output in (ghost(x), torch.cat([nn.BatchNorm2d(2)(part) for part in x.split(8)])):
+        exact = torch.cat([nn.BatchNorm2d(2, dtype=torch.float64)(part) for part in x.double().split(8)])
+        errors.append((output.double() - exact).abs().max().item())
+    assert errors[0] < 5 * errors[1]

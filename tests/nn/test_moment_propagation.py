@@ -321,7 +321,7 @@ def test_a_rule_needs_an_operation():
         propagation_rule()
 
 
-def test_moments_keep_their_digits_under_autocast():
+def test_moments_have_their_gradients_under_autocast():
     def gradients_of(is_autocast):
         draws = torch.Generator().manual_seed(1)
         tensors = [torch.rand(shape, generator=draws).requires_grad_() for shape in ((1, 16), (1, 16), (8, 16, 3, 3))]

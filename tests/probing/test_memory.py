@@ -244,7 +244,7 @@ def test_a_refusal_in_the_child_reaches_the_parent():
         limit_of(vectors_workload(model=lambda: None))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells it on Linux alone")
 def test_the_peak_of_a_new_process_is_not_its_parents():
     held = torch.ones(2**30, dtype=torch.uint8)
     script = "from anybatch.probing import child_trials; print(child_trials._peak_bytes())"
