@@ -30,7 +30,7 @@ FLOORS = (
     ("cli",),
 )
 LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-HEAVY = ("scipy", "plotly", "jinja2", "rich", "typer", "sklearn", "torchvision", "gymnasium")
+HEAVY = ("scipy", "plotly", "jinja2", "rich", "typer", "sklearn", "torchvision", "gymnasium", "numba")
 
 SOURCES = [
     path

@@ -317,16 +317,17 @@ def test_episodes_that_end_early_are_padded_and_counted(run):
     assert "100 trajectories ended before the horizon and were padded with rewards of 0." in out
 
 
-def test_a_missing_extra_is_said_in_a_sentence():
+@pytest.mark.parametrize("missing", ["gymnasium", "numba"])
+def test_a_missing_extra_is_said_in_a_sentence(missing):
     code = (
-        "import sys; sys.modules['gymnasium'] = None; from importlib import util; found = util.find_spec;"
-        "util.find_spec = lambda name, *rest: None if name == 'gymnasium' else found(name, *rest);"
+        f"import sys; sys.modules['{missing}'] = None; from importlib import util; found = util.find_spec;"
+        f"util.find_spec = lambda name, *rest: None if name == '{missing}' else found(name, *rest);"
         "from anybatch.cli import launch; from anybatch.cli.main import app; sys.exit(launch.run(app))"
     )
     command = [sys.executable, "-c", code, "safe-pg", "--env", "lqg1d", "--trajectories", "100"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr == "anybatch: anybatch.rl needs gymnasium. Run: pip install 'anybatch[rl]'\n"
+    assert done.stderr == f"anybatch: anybatch.rl needs {missing}. Run: pip install 'anybatch[rl]'\n"
 
 
 def test_help_says_what_delta_and_the_papers_are(run):

@@ -9,7 +9,7 @@ import torch
 from anybatch.errors import InputError
 from anybatch.rl import LQG, GaussianPolicy, GradientAccumulator, Trajectories, estimate_gradient
 from anybatch.rl.buffers import Buffers, borrowed
-from anybatch.rl.trajectory_sums import STEPS_AT_ONCE
+from anybatch.rl.compiled import TILE
 
 
 def test_memory_is_kept_for_any_shape_that_fits():
@@ -78,8 +78,8 @@ def test_trajectories_that_are_added_stay_as_they_are():
         assert torch.equal(trajectories.rewards, rewards)
 
 
-def test_a_horizon_beyond_one_block_of_running_sums_equals_the_definition():
-    horizon, num = 2 * STEPS_AT_ONCE + 3, 50
+def test_many_steps_of_more_trajectories_than_a_tile_equal_the_definition():
+    horizon, num = 67, 2 * TILE + 3
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(horizon, 2, num, generator=generator, dtype=torch.float64)
     rewards = torch.randn(horizon, num, generator=generator, dtype=torch.float64)

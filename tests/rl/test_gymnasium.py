@@ -188,7 +188,7 @@ def test_what_cannot_be_rolled_out_is_refused(env, options, message):
         estimate_gradient(env, SoftmaxPolicy([[0.5], [-0.5]]), 40, **arguments)
 
 
-def test_without_gymnasium_one_sentence_says_what_to_install():
+def test_without_its_extra_one_sentence_says_what_to_install():
     lines = [
         "import importlib.util, anybatch",
         "importlib.util.find_spec = lambda name: None",
@@ -199,7 +199,7 @@ def test_without_gymnasium_one_sentence_says_what_to_install():
     ]
     code = "\n".join(lines)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == "anybatch.rl needs gymnasium. Run: pip install 'anybatch[rl]'"
+    assert done.stdout.strip() == "anybatch.rl needs gymnasium and numba. Run: pip install 'anybatch[rl]'"
 
 
 def test_a_native_environment_refuses_an_early_end_as_any_other_does():

@@ -1,11 +1,11 @@
-"""Reinforcement learning: policies, rollouts, gradient estimates and environments. Needs gymnasium."""
+"""Reinforcement learning: policies, rollouts, gradient estimates and environments. Needs gymnasium and numba."""
 
 from importlib.util import find_spec
 
 from anybatch.errors import InputError
 
-if find_spec("gymnasium") is None:
-    raise InputError("anybatch.rl needs gymnasium. Run: pip install 'anybatch[rl]'")
+if missing := [name for name in ("gymnasium", "numba") if find_spec(name) is None]:
+    raise InputError(f"anybatch.rl needs {' and '.join(missing)}. Run: pip install 'anybatch[rl]'")
 
 from anybatch.rl.cart_pole import ContinuousCartPole
 from anybatch.rl.gaussian_policy import GaussianPolicy

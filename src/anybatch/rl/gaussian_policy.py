@@ -22,6 +22,9 @@ class GaussianPolicy(LinearPolicy):
         covariance: Sigma, (d, d), or one variance for every number of an action, each independent of the others.
         features: from (n, state size) states to (n, p) features. Default: the states themselves.
 
+    Attributes:
+        precision: (d, d), the inverse of the covariance.
+
     Raises:
         InputError: weights that are not finite or of another shape, or a covariance that is not symmetric,
             positive definite and (d, d).
@@ -50,7 +53,7 @@ class GaussianPolicy(LinearPolicy):
         self.covariance = _check_covariance(covariance, self.noise_size)
         self._has_unit_covariance = self.covariance.equal(torch.eye(self.noise_size, dtype=torch.float64))
         self._factor = torch.linalg.cholesky(self.covariance)
-        self._precision = torch.cholesky_inverse(self._factor)
+        self.precision = torch.cholesky_inverse(self._factor)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights and covariance; the feature map is code and is not saved."""
@@ -76,7 +79,7 @@ class GaussianPolicy(LinearPolicy):
         """Write (H, m, n) scores of (H, p, n) features; with "clipped", of the actions as they were taken."""
         if score == "clipped":
             torch.sub(actions, self.means(features), out=noise)
-        self._multiply(self._precision, noise)
+        self._multiply(self.precision, noise)
         shape = (len(noise), self.num_actions, self.num_features, noise.shape[-1])
         torch.mul(noise[:, :, None], features[:, None], out=out.view(shape))
 

@@ -112,10 +112,9 @@ class GradientAccumulator:
             trajectories: of as many steps and parameters as those before.
 
         Raises:
-            InputError: rewards or scores that are not finite.
+            InputError: scores and rewards of shapes that do not fit each other, or that are not finite.
         """
-        ours = replace(trajectories, rewards=trajectories.rewards.clone())
-        self.add_sums(*sum_trajectories(ours, self.estimator, self.discount))
+        self.add_sums(*sum_trajectories(_as_arrays(trajectories), self.estimator, self.discount))
 
     def add_sums(self, sums: TrajectorySums, rows: Tensor | None) -> None:
         """Add what `sum_trajectories` returned, perhaps in another thread."""
@@ -154,6 +153,19 @@ class GradientAccumulator:
             max_feature_norm=sums.max_feature_norm,
             num_ended_early=sums.num_ended_early,
         )
+
+
+def _as_arrays(trajectories: Trajectories) -> Trajectories:
+    """Return the same as compiled code takes them: on the CPU, contiguous, of one type, without a gradient."""
+    scores, rewards = trajectories.scores, trajectories.rewards
+    if scores.ndim != 3 or scores.numel() == 0 or rewards.shape != (scores.shape[0], scores.shape[2]):
+        raise InputError(
+            "scores must be (steps, parameters, trajectories) and rewards (steps, trajectories), none of them 0; "
+            f"got {tuple(scores.shape)} and {tuple(rewards.shape)}."
+        )
+    dtype = torch.promote_types(torch.promote_types(scores.dtype, rewards.dtype), torch.float32)
+    scores, rewards = (values.detach().to("cpu", dtype).contiguous() for values in (scores, rewards))
+    return replace(trajectories, scores=scores, rewards=rewards)
 
 
 class _StoredRows:

@@ -11,6 +11,7 @@ from torch import Tensor
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
 from anybatch.rl.dynamics import Dynamics
+from anybatch.rl.linear_walk import is_linear_policy, is_linear_task, walk_linear
 from anybatch.rl.policy import Policy, Score
 from anybatch.rl.trajectories import Trajectories
 
@@ -49,18 +50,21 @@ def roll_out(
         InputError: an early end where that is refused.
     """
     buffers = buffers or Buffers(torch.float32)
-    states = buffers.take("states", horizon + 1, dynamics.state_size, num_trajectories)
-    actions = buffers.take("actions", horizon, dynamics.action_size, num_trajectories)
     noise = buffers.take("noise", horizon, policy.noise_size, num_trajectories)
     policy.draw_noise(noise, seeded(noise_seed, noise.device))
-    dynamics.draw_states(states[0], seeded(start_seed, noise.device))
-    features = _walk(dynamics, policy, states, actions, noise, buffers)
-    states = states[:horizon]
-    rewards = buffers.take("rewards", horizon, num_trajectories)
-    dynamics.rewards(states, actions, rewards)
-    ended = _end(dynamics, states, features, rewards, early_end) if dynamics.can_end else None
     shape = (horizon, len(policy.parameters), num_trajectories)
     scores = noise if noise.shape == shape else buffers.take("scores", *shape)
+    rewards = buffers.take("rewards", horizon, num_trajectories)
+    if is_linear_task(dynamics) and is_linear_policy(policy) and noise.device.type == "cpu":
+        starts = buffers.take("states", dynamics.state_size, num_trajectories)
+        dynamics.draw_states(starts, seeded(start_seed, noise.device))
+        return Trajectories(scores, rewards, *walk_linear(dynamics, policy, starts, noise, score, scores, rewards))
+    states = buffers.take("states", horizon + 1, dynamics.state_size, num_trajectories)
+    actions = buffers.take("actions", horizon, dynamics.action_size, num_trajectories)
+    dynamics.draw_states(states[0], seeded(start_seed, noise.device))
+    features = _walk(dynamics, policy, states, actions, noise, buffers)
+    dynamics.rewards(states[:-1], actions, rewards)
+    ended = _end(dynamics, states[:-1], features, rewards, early_end) if dynamics.can_end else None
     policy.scores(features, noise, actions, score, scores)
     return Trajectories(scores, rewards, *largest_of(features), ended_early=ended)
 

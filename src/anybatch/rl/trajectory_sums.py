@@ -25,9 +25,9 @@ from torch import Tensor
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import Buffers
+from anybatch.rl.compiled import sum_up
 from anybatch.rl.trajectories import Trajectories
 
-STEPS_AT_ONCE = 32  # more cost more arithmetic than they save calls
 NUM_CENTERED = 1000  # trajectories whose mean reward is the center
 MAXIMA = ("max_reward", "max_feature", "max_feature_norm", "rounding")
 
@@ -125,7 +125,7 @@ def sum_trajectories(
     """Sum over the trajectories of one chunk.
 
     Args:
-        trajectories: of H steps each; their rewards are overwritten.
+        trajectories: of H steps each; contiguous, of one type, on the CPU.
         estimator: "gpomdp", or "reinforce", for which the steps are summed first.
         discount: gamma.
         buffers: where the large arrays are put. Default: new ones.
@@ -138,30 +138,28 @@ def sum_trajectories(
         InputError: rewards or scores that are not finite.
     """
     scores, rewards = trajectories.scores, trajectories.rewards
-    buffers = buffers or Buffers(scores.dtype, scores.device)
-    discounts = discount ** torch.arange(len(rewards), dtype=torch.float64)
-    low, high = map(float, rewards.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(_not_finite(rewards))
+    buffers = buffers or Buffers(scores.dtype)
+    by_step = estimator == "gpomdp"
+    num_steps, *rest = scores.shape
+    rows = buffers.take("rows", (num_steps if by_step else 1) + 2, *rest)
+    discounts = discount ** torch.arange(num_steps, dtype=torch.float64)
     means = rewards[:, :NUM_CENTERED].mean(1)
-    rewards.sub_(means[:, None])
-    center = discounts * means.double().cpu()
-    returns = discounts.to(rewards) @ rewards
-    if estimator == "reinforce":
-        center = center.sum(0, keepdim=True)
-        rows, weighted = _fill_rows(scores.sum(0, keepdim=True), returns[None].clone(), torch.ones(1), buffers)
-    else:
-        rows, weighted = _fill_rows(scores, rewards, discounts, buffers)
-    gram = _gram(rows).double().cpu()
+    center, factors = discounts * means.double(), discounts
+    if not by_step:
+        center, factors = center.sum(0, keepdim=True), discounts[:1]
+    arrays = (tensor.numpy() for tensor in (scores, rewards, means, discounts.to(rewards)))
+    weighted, returns, squared_returns, low, high, are_finite = sum_up(*arrays, by_step, rows.numpy())
+    if not are_finite:
+        raise InputError(_not_finite(rewards))
+    gram = _gram(rows).double()
     if not math.isfinite(float(gram.sum())):
         raise InputError("the policy's scores must be finite; got NaN or infinity. Check the features and the states.")
-    wide = returns.double()
     sums = TrajectorySums(
         center=center,
         gram=gram,
-        weighted_rewards=weighted.cpu(),
-        returns=float(wide.sum()),
-        squared_returns=float(wide @ wide),
+        weighted_rewards=torch.from_numpy(weighted) * factors,
+        returns=returns,
+        squared_returns=squared_returns,
         num_trajectories=trajectories.num_trajectories,
         min_reward=low,
         max_reward=high,
@@ -171,36 +169,6 @@ def sum_trajectories(
         rounding=torch.finfo(scores.dtype).eps,
     )
     return sums, rows[:-1]
-
-
-def _fill_rows(scores: Tensor, rewards: Tensor, discounts: Tensor, buffers: Buffers) -> tuple[Tensor, Tensor]:
-    """Return (H + 2, m, N) of C_1, ..., C_H, A and 1, and (m, H) of C_t^2 q_t summed over trajectories.
-
-    The rewards are overwritten.
-    """
-    num_steps, num_components, num = scores.shape
-    rows = buffers.take("rows", num_steps + 2, num_components, num)
-    summed, total = rows[:-2], rows[-2]
-    rows[-1].fill_(1)
-    _sum_up(scores.flatten(1), summed.flatten(1))
-    if num_components == 1:
-        products = rewards[:, None].mul_(summed)
-    else:
-        products = torch.mul(summed, rewards[:, None], out=buffers.take("products", *scores.shape))
-    torch.mv(products.flatten(1).T, discounts.to(products), out=total.view(-1))
-    weighted = products.mul_(summed).sum(2).double()
-    return rows, (weighted * discounts.to(weighted)[:, None]).T
-
-
-def _sum_up(values: Tensor, out: Tensor) -> None:
-    """Write the running sums of (H, n) values, by matrix products: one call where `add` takes one per step."""
-    triangle = torch.ones(STEPS_AT_ONCE, STEPS_AT_ONCE, dtype=values.dtype, device=values.device).tril()
-    for start in range(0, values.shape[0], STEPS_AT_ONCE):
-        part = values[start : start + STEPS_AT_ONCE]
-        size = part.shape[0]
-        sums = torch.mm(triangle[:size, :size], part, out=out[start : start + size])
-        if start > 0:
-            sums.add_(out[start - 1])
 
 
 def _gram(rows: Tensor) -> Tensor:
