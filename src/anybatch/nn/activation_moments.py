@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from anybatch.nn.moment_propagation import CannotPropagate, propagation_rule
 from anybatch.nn.moments import Moments
+from anybatch.nn.second_derivatives import fast_gradients
 
 # a piece ends at the number, where the next begins, and is sum of c_k x^k
 Pieces = Sequence[tuple[float, Sequence[float]]]
@@ -171,13 +173,59 @@ def through_relu(input: Moments, inplace: bool = False) -> Moments:
         >>> print(f"{relu.mean.item():.6f} {relu.var.item():.6f}")
         0.398942 0.340845
     """
-    var = input.var.clamp_min(_TINY)
+    through = _plain_relu if torch.compiler.is_compiling() else _Relu.apply
+    mean, var = through(input.mean, input.var)[:2]
+    return Moments(mean, var, input.size)
+
+
+def _plain_relu(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the positive part, differentiable as often as one likes."""
+    return _relu_moments(mean, var)[:2]
+
+
+def _relu_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean and variance of the positive part, its probability, and s phi(m / s)."""
+    var = var.clamp_min(_TINY)
     std = var.sqrt()
-    ratio = (input.mean / std).clamp(-_FAR, _FAR)
-    density = torch.exp(-ratio.square() / 2) * (std / math.sqrt(2 * math.pi))
-    probability = (1 + torch.erf(ratio / math.sqrt(2))) / 2
-    mean = input.mean * probability + density
-    return Moments(mean, (var * probability - mean * (mean - input.mean)).clamp_min(0), input.size)
+    ratio = (mean / std).clamp(-_FAR, _FAR)
+    density = torch.exp(ratio.square() / -2) * (std / math.sqrt(2 * math.pi))
+    probability = torch.erf(ratio / math.sqrt(2)) / 2 + 0.5
+    positive = torch.addcmul(density, mean, probability)
+    spread = torch.addcmul(var * probability, positive, positive - mean, value=-1).clamp_min(0)
+    return positive, spread, probability, density
+
+
+class _Relu(torch.autograd.Function):
+    """`_plain_relu` with its gradients in closed form.
+
+    With d = s phi(m / s) and P = Phi(m / s): dE/dm = P, dE/dv = d / 2v, dVar/dm = 2 E (1 - P) and
+    dVar/dv = P - E d / v.
+    """
+
+    @staticmethod
+    def forward(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _relu_moments(mean, var)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs, output[0], *output[2:])
+        ctx.mark_non_differentiable(*output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        mean, var, *rest = ctx.saved_tensors  # a checkpoint hands them out once
+        fast = partial(_relu_gradients, var, *rest, *grad_outputs[:2])
+        return tuple(fast_gradients(fast, _plain_relu, (mean, var), grad_outputs[:2], ctx.needs_input_grad))
+
+
+def _relu_gradients(
+    var: Tensor, positive: Tensor, probability: Tensor, density: Tensor, of_positive: Tensor, of_spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of mean and variance."""
+    through_positive = torch.addcmul(of_positive, positive, of_spread, value=-2)
+    of_mean = torch.addcmul(of_positive - through_positive, probability, through_positive)
+    of_var = torch.addcmul(probability * of_spread, density / var, through_positive, value=0.5)
+    return of_mean, torch.where(var > _TINY, of_var, 0)
 
 
 @propagation_rule(nn.LeakyReLU, kind="activation")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,9 +60,11 @@ def through_convolution(
     inside = [[1.0] * num_taps] * num_taps
     size = None
     if moments.size is not None:
-        geometry = list(zip(moments.size, kernel, strides, paddings, dilations, strict=True))
+        geometry = tuple(zip(moments.size, kernel, strides, paddings, dilations, strict=True))
         size = tuple(_output_size(*each) for each in geometry)
-        inside = _taps_inside(geometry) if any(map(any, paddings)) else inside
+        # a compiler warns of what is cached
+        find = _taps_inside.__wrapped__ if torch.compiler.is_compiling() else _taps_inside
+        inside = find(geometry) if any(map(any, paddings)) else inside
     mean, var = _through_taps(moments, weight, inside, groups)
     return Moments(mean if bias is None else mean + bias.to(mean), var, size)
 
@@ -94,7 +97,8 @@ def _output_size(size: int, taps: int, stride: int, padding: tuple[int, int], di
     return (size + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
 
 
-def _taps_inside(geometry: Sequence[tuple[int, int, int, tuple[int, int], int]]) -> list[list[float]]:
+@lru_cache(maxsize=1024)
+def _taps_inside(geometry: tuple[tuple[int, int, int, tuple[int, int], int], ...]) -> list[list[float]]:
     """Return (K, K), the fractions of output positions where taps k and l both see the map."""
     inside = [[1.0]]
     for of_dimension in geometry:

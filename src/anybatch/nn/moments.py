@@ -41,4 +41,5 @@ def _without_history(tensor: Tensor) -> Tensor:
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """Return the type that statistics of a tensor are kept in: float32, or the tensor's own where it is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+    is_wide = tensor.dtype in (torch.float32, torch.float64)
+    return tensor.dtype if is_wide else torch.promote_types(tensor.dtype, torch.float32)

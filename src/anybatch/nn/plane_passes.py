@@ -6,6 +6,8 @@ channels of a single sample: so no part needs a call of its own, and none needs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,23 +40,33 @@ class PlanePasses:
         self.num_values = self._num_samples * self._planes.shape[2]
 
     def _in_planes(self, tensor: Tensor) -> Tensor:
-        shape = self._input.shape
-        return tensor.to(wide_dtype(tensor)).contiguous().view(1, shape[0] * shape[1], shape[2:].numel())
+        num_samples, num_channels = self._input.shape[:2]
+        dtype = wide_dtype(tensor)
+        tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+        return tensor.contiguous().view(1, num_samples * num_channels, -1)
 
-    def _per_plane(self, moment: Tensor) -> Tensor:
-        """Return (N C,) of (K, C)."""
-        parts = moment.split([number for number, _ in self._blocks])
-        spread = [
-            block[:, None].expand(-1, size, -1).reshape(-1)
-            for block, (_, size) in zip(parts, self._blocks, strict=True)
-        ]
-        return spread[0] if len(spread) == 1 else torch.cat(spread)
+    def _per_plane(self, *moments: Tensor) -> Sequence[Tensor]:
+        """Return (N C,) of each moment, (K, C); all in one call, which costs as much as a moment's values."""
+        stacked = torch.stack(moments)
+        if len(self._blocks) == 1:
+            return self._spread(stacked, self._blocks[0][1]).unbind()
+        parts = stacked.split([number for number, _ in self._blocks], 1)
+        return torch.cat([self._spread(*each) for each in zip(parts, (size for _, size in self._blocks))], 1).unbind()
+
+    @staticmethod
+    def _spread(moments: Tensor, size: int) -> Tensor:
+        return moments.unsqueeze(2).expand(-1, -1, size, -1).reshape(len(moments), -1)
+
+    def _by_part(self, of_planes: Tensor) -> Sequence[Tensor]:
+        """Return (N C,) in blocks of (parts, samples, C)."""
+        if len(self._blocks) == 1:
+            return (of_planes.view(*self._blocks[0], -1),)
+        samples = of_planes.view(len(self._input), -1).split([number * size for number, size in self._blocks])
+        return [block.unflatten(0, shape) for block, shape in zip(samples, self._blocks, strict=True)]
 
     def _per_part(self, of_planes: Tensor) -> Tensor:
         """Return sums, (K, C), of (N C,)."""
-        samples = of_planes.view(-1, self._input.shape[1]).split([number * size for number, size in self._blocks])
-        sums = [block.unflatten(0, shape).sum(1) for block, shape in zip(samples, self._blocks, strict=True)]
-        return sums[0] if len(sums) == 1 else torch.cat(sums)
+        return _joined([block.sum(1) for block in self._by_part(of_planes)])
 
     def observe(self) -> tuple[Tensor, Tensor]:
         """Return mean and biased variance. What the kernel writes besides, as large as the input, is for `apply`."""
@@ -63,27 +75,23 @@ class PlanePasses:
         # by a few roundings of float32, as long as the mean is not above a hundred standard deviations
         of_kernel = torch.native_group_norm(self._planes, None, None, 1, num_planes, size, num_planes, 0.0)
         self._memory, means, inverse_stds = of_kernel
-        mean = self._per_part(means) / self._num_samples
-        distances = means[0] - self._per_plane(mean)
-        return mean, self._per_part(inverse_stds[0].pow(-2).addcmul_(distances, distances)) / self._num_samples
+        blocks = zip(self._by_part(means), self._by_part(inverse_stds), strict=True)
+        moments = [_pooled(means, inverse_stds) for means, inverse_stds in blocks]
+        mean, var = zip(*moments, strict=True)
+        return _joined(mean), _joined(var)
 
     def apply(self, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return scale (x - mean) + shift."""
         output, self._memory = self._memory, None
-        return self._like_input(self._scaled(self._planes, scale, shift, self._per_plane(mean), output))
-
-    def _scaled(
-        self, planes: Tensor, scale: Tensor, shift: Tensor, about: Tensor | None = None, output: Tensor | None = None
-    ) -> Tensor:
-        scale, shift = self._per_plane(scale), self._per_plane(shift)
-        about = torch.zeros_like(scale) if about is None else about
-        output = torch.empty_like(planes) if output is None else output
-        scale_channels(planes, about, torch.ones_like(about), scale, shift, out=output)
-        return output
+        output = torch.empty_like(self._planes) if output is None else output
+        mean, scale, shift = self._per_plane(mean, scale, shift)
+        scale_channels(self._planes, mean, torch.ones_like(mean), scale, shift, out=output)
+        return self._like_input(output)
 
     def _like_input(self, planes: Tensor) -> Tensor:
         """Return planes in the shape and the dtype of the input, and no view: it may be changed in place."""
-        return planes.as_strided_(self._input.shape, self._input.stride()).to(self._input.dtype)
+        planes.as_strided_(self._input.shape, self._input.stride())
+        return planes if planes.dtype == self._input.dtype else planes.to(self._input.dtype)
 
     def laid_out(self, grad: Tensor) -> Tensor:
         """Return a gradient of the input's shape as `reduce` and `combine` take it."""
@@ -91,11 +99,26 @@ class PlanePasses:
 
     def reduce(self, grad: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of grad (x - mean) and of grad, which is laid out."""
-        products, sums = sum_channels(grad, self._planes, self._per_plane(mean))
+        (mean,) = self._per_plane(mean)
+        products, sums = sum_channels(grad, self._planes, mean)
         return self._per_part(products), self._per_part(sums)
 
     def combine(self, grad: Tensor, mean: Tensor, of_grad: Tensor, of_input: Tensor, constant: Tensor) -> Tensor:
         """Return of_grad grad + of_input (x - mean) + constant; grad is laid out."""
-        output = self._scaled(grad, of_grad, constant - of_input * mean)
-        output.addcmul_(self._planes, self._per_plane(of_input)[None, :, None])
+        constant = torch.addcmul(constant, of_input, mean, value=-1)
+        of_grad, of_input, constant = self._per_plane(of_grad, of_input, constant)
+        output = torch.empty_like(grad)
+        scale_channels(grad, torch.zeros_like(of_grad), torch.ones_like(of_grad), of_grad, constant, out=output)
+        output.addcmul_(self._planes, of_input.view(1, -1, 1))
         return self._like_input(output)
+
+
+def _pooled(means: Tensor, inverse_stds: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance, (parts, C), of planes of one size, (parts, samples, C)."""
+    mean = means.mean(1, keepdim=True)
+    distances = means - mean
+    return mean.squeeze(1), inverse_stds.pow(-2).addcmul_(distances, distances).mean(1)
+
+
+def _joined(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
