@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from anybatch.errors import InputError
 from anybatch.nn import CannotPropagate, Moments, find_propagation_rule, propagation_rule, through_convolution
 from anybatch.nn.moment_propagation import PropagationRule
+from anybatch.nn.plain_tap_moments import Taps
 from anybatch.nn.sampled_transition import SampledTransition
-from anybatch.nn.tap_products import tap_products
+from anybatch.nn.tap_moments import tap_moments
 
 
 def at(mean, var, size=()) -> Moments:
@@ -147,7 +148,7 @@ def test_check_7_the_sampled_prior_agrees_with_the_analytic_one(size, tolerance)
 @pytest.mark.parametrize("num_splits", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_derivatives_of_a_convolution_agree_with_finite_differences(memory_format, num_splits, num_values, monkeypatch):
-    for module in ("tap_products", "row_products"):
+    for module in ("tap_moments", "row_moments"):
         monkeypatch.setattr(f"anybatch.nn.{module}._VALUES_OF_A_CHUNK", num_values)
     torch.manual_seed(0)
     conv = nn.Conv2d(2, 5, 3, padding=1).double().to(memory_format=memory_format)
@@ -167,9 +168,10 @@ def test_one_row_is_what_it_is_among_many(num_rows, num_channels, num_outputs, k
     weight = torch.randn(num_outputs, num_channels, kernel, kernel, dtype=torch.float64)
     weight = weight.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
     mean, var = (torch.rand(num_rows, num_channels, dtype=torch.float64) for _ in range(2))
-    fractions = torch.rand(kernel**2).tolist()
-    together = tap_products(mean, var, weight, fractions, 1)
-    alone = [tap_products(*row, weight, fractions, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
+    root = torch.rand(kernel**2, kernel**2)
+    taps = Taps(tuple(torch.rand(kernel**2).tolist()), tuple(map(tuple, (root @ root.T).tolist())))
+    together = tap_moments(mean, var, weight, taps, 1)
+    alone = [tap_moments(*row, weight, taps, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
     for left, right in zip(together, (torch.cat(each) for each in zip(*alone, strict=True)), strict=True):
         check_close(left, right)
 
@@ -204,8 +206,8 @@ def test_a_mean_that_splits_share_leaves_them_their_variances():
 def test_the_gradient_of_a_weight_is_added_to_the_layers_own_where_it_lies(shape, num_splits):
     weight = torch.randn(shape, requires_grad=True)
     mean, var = torch.randn(num_splits, 3), torch.rand(num_splits, 3)
-    by_tap, spread = tap_products(mean, var, weight, [0.5] * weight[0, 0].numel(), 1)
-    (gradient,) = torch.autograd.grad(by_tap.sum() + spread.sum(), weight)
+    moments = tap_moments(mean, var, weight, Taps((0.5,) * weight[0, 0].numel()), 1)
+    (gradient,) = torch.autograd.grad(sum(each.sum() for each in moments), weight)
     assert not gradient._is_view()
     assert gradient.shape == weight.shape
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from anybatch.nn.moment_propagation import CannotPropagate, propagation_rule
 from anybatch.nn.moments import Moments
-from anybatch.nn.tap_products import tap_products
+from anybatch.nn.plain_tap_moments import Taps
+from anybatch.nn.tap_moments import tap_moments
 
 
 def through_convolution(
@@ -56,27 +57,15 @@ def through_convolution(
     kernel = weight.shape[2:]
     strides, dilations = (_per_dimension(each, len(kernel)) for each in (stride, dilation))
     paddings = _paddings(padding, kernel, dilations)
-    num_taps = math.prod(kernel)
-    inside = [[1.0] * num_taps] * num_taps
-    size = None
+    taps, size = Taps((1.0,) * math.prod(kernel)), None
     if moments.size is not None:
         geometry = tuple(zip(moments.size, kernel, strides, paddings, dilations, strict=True))
         size = tuple(_output_size(*each) for each in geometry)
-        # a compiler warns of what is cached
-        find = _taps_inside.__wrapped__ if torch.compiler.is_compiling() else _taps_inside
-        inside = find(geometry) if any(map(any, paddings)) else inside
-    mean, var = _through_taps(moments, weight, inside, groups)
+        if any(map(any, paddings)):
+            # a compiler warns of what is cached
+            taps = (_padded_taps.__wrapped__ if torch.compiler.is_compiling() else _padded_taps)(geometry)
+    mean, var = tap_moments(moments.mean, moments.var, weight, taps, groups)
     return Moments(mean if bias is None else mean + bias.to(mean), var, size)
-
-
-def _through_taps(moments: Moments, weight: Tensor, inside: list[list[float]], groups: int) -> tuple[Tensor, Tensor]:
-    """Return mean and variance; `inside` is (K, K), the fractions of positions where both taps are inside."""
-    by_tap, spread = tap_products(moments.mean, moments.var, weight, [row[k] for k, row in enumerate(inside)], groups)
-    both = torch.tensor(inside, device=by_tap.device, dtype=by_tap.dtype)
-    fractions = both.diagonal()
-    covariance = both - fractions[:, None] * fractions
-    over_positions = ((by_tap @ covariance) * by_tap).sum(2)
-    return by_tap @ fractions, spread + over_positions.clamp_min(0)
 
 
 def _per_dimension(value: int | Sequence[int], num_dimensions: int) -> tuple[int, ...]:
@@ -98,13 +87,17 @@ def _output_size(size: int, taps: int, stride: int, padding: tuple[int, int], di
 
 
 @lru_cache(maxsize=1024)
-def _taps_inside(geometry: tuple[tuple[int, int, int, tuple[int, int], int], ...]) -> list[list[float]]:
-    """Return (K, K), the fractions of output positions where taps k and l both see the map."""
-    inside = [[1.0]]
+def _padded_taps(geometry: tuple[tuple[int, int, int, tuple[int, int], int], ...]) -> Taps:
+    inside = [[1.0]]  # fractions of output positions where two taps both see the map
     for of_dimension in geometry:
         overlaps = _overlaps(*of_dimension)
         inside = [[x * y for x in left for y in right] for left in inside for right in overlaps]
-    return inside
+    fractions = tuple(row[k] for k, row in enumerate(inside))
+    covariance = tuple(
+        tuple(both - first * second for both, second in zip(row, fractions, strict=True))
+        for row, first in zip(inside, fractions, strict=True)
+    )
+    return Taps(fractions, covariance)
 
 
 def _overlaps(size: int, taps: int, stride: int, padding: tuple[int, int], dilation: int) -> list[list[float]]:

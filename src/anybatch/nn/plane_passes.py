@@ -33,11 +33,10 @@ class PlanePasses:
         samples, num_larger = divmod(len(input), num_parts)
         blocks = ((num_larger, samples + 1), (num_parts - num_larger, samples))
         self._blocks = [(number, size) for number, size in blocks if number]
-        self._num_samples: int | Tensor = samples
+        self.num_values: int | Tensor = samples * self._planes.shape[2]
         if num_larger:
-            sizes = [size for number, size in self._blocks for _ in range(number)]
-            self._num_samples = self._planes.new_tensor(sizes)[:, None]
-        self.num_values = self._num_samples * self._planes.shape[2]
+            sizes = [size * self._planes.shape[2] for number, size in self._blocks for _ in range(number)]
+            self.num_values = self._planes.new_tensor(sizes)[:, None]
 
     def _in_planes(self, tensor: Tensor) -> Tensor:
         num_samples, num_channels = self._input.shape[:2]
@@ -50,8 +49,8 @@ class PlanePasses:
         stacked = torch.stack(moments)
         if len(self._blocks) == 1:
             return self._spread(stacked, self._blocks[0][1]).unbind()
-        parts = stacked.split([number for number, _ in self._blocks], 1)
-        return torch.cat([self._spread(*each) for each in zip(parts, (size for _, size in self._blocks))], 1).unbind()
+        parts = zip(stacked.split([number for number, _ in self._blocks], 1), self._blocks, strict=True)
+        return torch.cat([self._spread(part, size) for part, (_, size) in parts], 1).unbind()
 
     @staticmethod
     def _spread(moments: Tensor, size: int) -> Tensor:
@@ -121,4 +120,4 @@ def _pooled(means: Tensor, inverse_stds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))

@@ -13,35 +13,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anybatch.nn.plain_tap_products import plain_tap_products, taps_of
-from anybatch.nn.row_products import MOST_TAPS, is_channels_last, row_products
+from anybatch.nn.plain_tap_moments import Taps, over_positions, plain_tap_moments, taps_of
+from anybatch.nn.row_moments import MOST_TAPS, is_channels_last, row_moments
 from anybatch.nn.second_derivatives import fast_gradients
 
 _VALUES_OF_A_CHUNK = 2**19
 
 
-def tap_products(
-    mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float], groups: int
-) -> tuple[Tensor, Tensor]:
-    """Return sum over c of mean_sc w_ock, and sum over c and k of var_sc f_k w_ock^2.
+def tap_moments(mean: Tensor, var: Tensor, weight: Tensor, taps: Taps, groups: int) -> tuple[Tensor, Tensor]:
+    """Return the moments behind a convolution without bias, over samples and the positions of its output.
 
     Args:
         mean: (S, C).
         var: (S, C).
         weight: (O, C / groups, *), w; its K taps are flattened.
-        fractions: K numbers, f.
+        taps: K of them.
         groups: of the channels.
 
     Returns:
-        (S, O, K) and (S, O).
+        (S, O) mean, sum over c and k of f_k mean_sc w_ock, and variance, sum of f_k var_sc w_ock^2 and the variance of
+        the mean over positions.
     """
     if groups > 1 or torch.compiler.is_compiling():
-        return plain_tap_products(mean, var, weight, fractions, groups)
+        return plain_tap_moments(mean, var, weight, taps, groups)
     weight = weight if is_channels_last(weight) else weight.contiguous()
-    if len(mean) == len(var) == 1 and len(fractions) <= MOST_TAPS:
-        return row_products(mean, var, weight, fractions)
-    by_tap, spread, _ = _Products.apply(mean, var, weight, fractions)
-    return by_tap, spread
+    if len(mean) == len(var) == 1 and len(taps.fractions) <= MOST_TAPS:
+        return row_moments(mean, var, weight, taps)
+    by_tap, within, _ = _Products.apply(mean, var, weight, taps.fractions)
+    return over_positions(by_tap, within, taps)
+
+
+def _plain_products(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return what `_Products` does, differentiable as often as one likes."""
+    taps = taps_of(weight)
+    by_tap = torch.einsum("sc,ock->sok", mean, taps)
+    return by_tap, var @ (taps.square() @ weight.new_tensor(fractions)).T
 
 
 class _Products(torch.autograd.Function):
@@ -66,7 +72,7 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # a checkpoint hands them out once
         fast = partial(_gradients, *saved, ctx.fractions, *grad_outputs[:2])
-        twin = partial(plain_tap_products, fractions=ctx.fractions)
+        twin = partial(_plain_products, fractions=ctx.fractions)
         needed = ctx.needs_input_grad[:3]
         return *fast_gradients(fast, twin, saved[:3], grad_outputs[:2], needed), None
 
