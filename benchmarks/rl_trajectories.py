@@ -25,6 +25,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import gymnasium
+import numba
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -197,8 +198,8 @@ def main() -> None:
     for name, row in results.items():
         print(name + ": " + ", ".join(f"{key} {value:.3f}" for key, value in row.items()))
     if arguments.json:
-        about = {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
-        about |= {"cores": os.cpu_count()}
+        about = {"torch": torch.__version__, "numpy": np.__version__, "numba": numba.__version__}
+        about |= {"python": platform.python_version(), "cores": os.cpu_count()}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"environment": about, "results": results}, indent=2) + "\n")
 

@@ -75,7 +75,7 @@ FULL = {
     "spaces": Part(SPACES, seeds=3, num_evaluations=2),
     "large": Part([BN_128, KN_128, KN_128_PUBLISHED, RENORM_128, GN]),
     "groups": Part([GN, GKN]),
-    "real": Part(REAL, seeds=3, batch_size=4, epochs=0.45, num_evaluations=3),
+    "real": Part(REAL, batch_size=4, epochs=0.45, num_evaluations=3),
     "sizes": Part(
         AT_SIZES,
         seeds=2,

@@ -1,9 +1,11 @@
 """What is compiled equals what goes step by step, lets NaN through, and is compiled where nothing can be kept."""
 
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from anybatch.errors import InputError
 from anybatch.rl import LQG, GaussianPolicy, GradientAccumulator, Trajectories, estimate_gradient
 from anybatch.rl import compiled as module
 from anybatch.rl.buffers import Buffers
+from anybatch.rl.dynamics import Bounds
 from anybatch.rl.linear_walk import is_linear_policy, is_linear_task
 from anybatch.rl.lqg import LQGDynamics
 from anybatch.rl.rollout import roll_out
@@ -64,13 +67,40 @@ def test_a_compiled_walk_equals_one_step_by_step(size, num_actions, num, horizon
     assert compiled.max_feature_norm == pytest.approx(stepped.max_feature_norm, rel=1e-10)
 
 
-def test_the_published_task_walks_to_the_last_digit_as_step_by_step():
+@pytest.mark.parametrize("score", ["drawn", "clipped"])
+def test_the_published_task_walks_in_float32_as_step_by_step(score):
     compiled, stepped = (
-        roll_out(LQG().dynamics, policy, 10_000, 20, **DRAWS)
+        roll_out(LQG().dynamics, policy, 10_000, 20, score=score, **DRAWS)
         for policy in (GaussianPolicy(-0.3), GaussianPolicy(-0.3, features=lambda states: states))
     )
-    assert torch.equal(compiled.scores, stepped.scores)
-    assert torch.equal(compiled.rewards, stepped.rewards)
+    torch.testing.assert_close(compiled.scores, stepped.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(compiled.rewards, stepped.rewards, rtol=0, atol=1e-5)
+
+
+def test_states_too_small_to_be_squared_have_a_norm():
+    trajectories = roll_out(LQG(max_start=1e-30, control=0.0).dynamics, GaussianPolicy(0.0), 100, 3, **DRAWS)
+    assert 0 < trajectories.max_feature == trajectories.max_feature_norm <= 1e-30
+
+
+def test_one_bound_for_all_numbers_of_a_state_is_every_ones():
+    env, policy = LQG(size=2), GaussianPolicy(-0.3 * torch.eye(2))
+    wanted = roll_out(env.dynamics, policy, 100, 5, **DRAWS)
+    env.dynamics.max_state = Bounds(torch.tensor([2.0], dtype=torch.float64))
+    assert torch.equal(roll_out(env.dynamics, policy, 100, 5, **DRAWS).rewards, wanted.rewards)
+    env.dynamics.max_state = Bounds(torch.ones(3))
+    with pytest.raises(RuntimeError, match="expand"):
+        roll_out(env.dynamics, policy, 100, 5, **DRAWS)
+
+
+def test_a_task_that_resizes_its_rewards_is_refused():
+    class Averaging(LQGDynamics):
+        def rewards(self, states, actions, out):
+            out.resize_(len(out), 1).zero_()
+
+    env = LQG()
+    env.dynamics.__class__ = Averaging
+    with pytest.raises(InputError, match=r"rewards of shape .*got \(20, 1, 3000\) and \(20, 1\)"):
+        estimate_gradient(env, GaussianPolicy(-0.3), 3000, seed=0)
 
 
 def test_only_the_package_s_own_classes_are_compiled():
@@ -135,15 +165,60 @@ def test_trajectories_may_be_of_any_type_and_lie_anyhow(dtype):
 @pytest.mark.parametrize("shape", [(3, 40), (2, 41), (4, 1), (0, 40)])
 def test_shapes_that_do_not_fit_are_refused(shape):
     accumulator = GradientAccumulator(discount=0.9)
-    with pytest.raises(InputError, match=r"scores must be \(steps, parameters, trajectories\).*\(2, 1, 40\)"):
+    with pytest.raises(InputError, match=r"scores must be of shape \(steps, parameters, trajectories\).*\(2, 1, 40\)"):
         accumulator.add(Trajectories(torch.ones(2, 1, 40), torch.ones(shape), max_feature=1.0))
 
 
-def test_where_no_directory_can_be_written_to_code_is_compiled_all_the_same(monkeypatch):
-    def njit(*, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return numba.njit(**options)
+def test_what_does_not_go_together_is_refused():
+    accumulator = GradientAccumulator(discount=0.9)
+    accumulator.add(Trajectories(torch.ones(2, 1, 4), torch.ones(2, 4), max_feature=1.0))
+    with pytest.raises(InputError, match=r"as those before, \(2, 1\); got \(3, 1\)"):
+        accumulator.add(Trajectories(torch.ones(3, 1, 4), torch.ones(3, 4), max_feature=1.0))
+    with pytest.raises(InputError, match="must be real"):
+        accumulator.add(Trajectories(torch.ones(2, 1, 4) * 1j, torch.ones(2, 4), max_feature=1.0))
 
-    monkeypatch.setattr(module, "njit", njit)
-    assert module.compiled(lambda a, b: a + b)(1, 2) == 3
+
+DOUBLE = """
+import sys
+sys.path.insert(0, {folder!r})
+{before}
+from doubling import double
+print(double(21))
+"""
+MODULE = "from anybatch.rl.compiled import kept\n\n\n@kept\ndef double(number):\n    return {} * number\n"
+
+
+def run_doubling(folder, before="", **environment):
+    code = DOUBLE.format(folder=str(folder), before=before)
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("damage", ["none", "empty index", "no room", "no directory"])
+def test_code_is_compiled_where_it_cannot_be_kept(damage, tmp_path):
+    (tmp_path / "doubling.py").write_text(MODULE.format(2))
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    before = ""
+    if damage == "empty index":
+        assert run_doubling(tmp_path, **kept)[0] == "42"
+        for index in (tmp_path / "kept").rglob("*.nbi"):
+            index.write_bytes(b"")
+    elif damage == "no room":
+        before = "import numba, resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+        before += "; import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    elif damage == "no directory":
+        (tmp_path / "kept").write_text("a file")
+    for _ in range(2):
+        assert run_doubling(tmp_path, before, **kept) == ("42", "")
+
+
+def test_code_that_could_not_be_kept_is_not_taken_for_what_was_kept_before(tmp_path):
+    kept = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    no_room = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    no_room += "; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"
+    (tmp_path / "doubling.py").write_text(MODULE.format(2))
+    assert run_doubling(tmp_path, **kept) == ("42", "")
+    (tmp_path / "doubling.py").write_text(MODULE.format(10))
+    assert run_doubling(tmp_path, "import anybatch.rl.compiled; " + no_room, **kept) == ("210", "")
+    assert run_doubling(tmp_path, **kept) == ("210", "")

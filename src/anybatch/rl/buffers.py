@@ -16,13 +16,11 @@ class Buffers:
     Fresh memory costs a page fault per 4 KB, which took longer than the arithmetic of a chunk.
 
     Args:
-        dtype: of all tensors.
-        device: of all tensors.
+        dtype: of all tensors, which are on the CPU.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.device = torch.device(device)
         self._memory: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -38,7 +36,7 @@ class Buffers:
         size = math.prod(shape)
         if name not in self._memory or len(self._memory[name]) < size:
             self._memory.pop(name, None)
-            self._memory[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+            self._memory[name] = torch.empty(size, dtype=self.dtype)
         return self._memory[name][:size].view(shape)
 
 
@@ -49,7 +47,7 @@ _FREE: list[Buffers] = []
 def borrowed() -> Iterator[Buffers]:
     """Lend buffers of float32 on the CPU, which are kept for the next borrower, in this thread or another.
 
-    As many are kept as were lent at once, each as large as its largest chunk: some 20 MB of the default one. No
+    As many are kept as were lent at once, each as large as its largest chunk: some 20 MB of the default one at most. No
     gradient is recorded meanwhile.
 
     Yields:

@@ -5,39 +5,60 @@ Python's lock. Here a tile of trajectories takes all its steps at once, without 
 along contiguous memory, so that the compiler makes vector instructions of it (a row of an array that was unpacked from
 a larger one would not do); comparisons are written so that NaN goes through.
 
-All is in one file: the machine code that is kept on the disk is that of the file as it was, whatever else changes.
+All is in one file: machine code that is kept is made anew when this file changes, and not when another one does.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-TILE = 1024
+TILE = 512  # trajectories; their rows stay in the first level of cache
+
+# products and sums may be fused and a row's sum reordered, but NaN and signed zeros must stay what they are
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+_LOST_FILES = (OSError, EOFError, pickle.UnpicklingError, TypeError)
+
+compiled = njit(**_OPTIONS)
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, and keep the machine code beside this file or in the user's cache.
-
-    Products and sums may be fused and sums reordered: a sum over a row is that of several running ones.
+def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, and keep the machine code beside the function's file or in the user's cache.
 
     Args:
-        function: in the subset of Python that Numba compiles.
+        function: in the subset of Python that Numba compiles; must be able to begin anew after an error.
 
     Returns:
-        The same, compiled anew in every process where no directory can be written to.
+        The same, compiled anew in every process where files cannot be written or read.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
+    plain: Any = compiled(function)
+    chosen = plain
+    with suppress(RuntimeError):  # no directory can be written to
+        chosen = njit(cache=True, **_OPTIONS)(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        nonlocal chosen
+        try:
+            return chosen(*arguments)
+        except _LOST_FILES:
+            if chosen is plain:
+                raise
+            with suppress(OSError):
+                chosen._cache.flush()  # an index without its data would serve what was there before
+            chosen = plain
+            return plain(*arguments)
+
+    return call
 
 
-@compiled
+@kept
 def walk(
     starts: np.ndarray,
     noise: np.ndarray,
@@ -74,7 +95,7 @@ def walk(
         The largest absolute number and the largest 2-norm of the states before each step.
     """
     num_steps, d, n = noise.shape
-    k = len(starts)
+    k, one = len(starts), starts.dtype.type(1)
     states, following = np.empty((k, TILE), starts.dtype), np.empty((k, TILE), starts.dtype)
     actions, deviations = np.empty((d, TILE), starts.dtype), np.empty((d, TILE), starts.dtype)
     scaled, squares = np.empty(TILE, starts.dtype), np.empty(TILE, starts.dtype)
@@ -97,9 +118,11 @@ def walk(
                     _add(actions[i][:size], weights[i, j], states[j][:size])
                 _clip(actions[i][:size], max_action[i])
                 if score_clipped:
-                    _copy(actions[i][:size], deviations[i][:size])
+                    _fill(scaled[:size], 0)
                     for j in range(k):
-                        _add(deviations[i][:size], -weights[i, j], states[j][:size])
+                        _add(scaled[:size], weights[i, j], states[j][:size])
+                    _copy(actions[i][:size], deviations[i][:size])
+                    _add(deviations[i][:size], -one, scaled[:size])
             for i in range(d):
                 _fill(scaled[:size], 0)
                 for j in range(d):
@@ -121,10 +144,10 @@ def walk(
                     _add(following[i][:size], control[i, j], actions[j][:size])
                 _clip(following[i][:size], max_state[i])
             states, following = following, states
-    return largest.max(), np.sqrt(largest_square.max())
+    return largest.max(), largest.max() if k == 1 else np.sqrt(largest_square.max())
 
 
-@compiled
+@kept
 def sum_up(
     scores: np.ndarray,
     rewards: np.ndarray,

@@ -112,12 +112,26 @@ class GradientAccumulator:
             trajectories: of as many steps and parameters as those before.
 
         Raises:
-            InputError: scores and rewards of shapes that do not fit each other, or that are not finite.
+            InputError: scores and rewards that are complex, not finite, or of shapes that do not fit each other or
+                those before.
         """
         self.add_sums(*sum_trajectories(_as_arrays(trajectories), self.estimator, self.discount))
 
     def add_sums(self, sums: TrajectorySums, rows: Tensor | None) -> None:
-        """Add what `sum_trajectories` returned, perhaps in another thread."""
+        """Add what `sum_trajectories` returned, perhaps in another thread.
+
+        Args:
+            sums: of a part.
+            rows: of the same, where they are needed.
+
+        Raises:
+            InputError: of another number of steps or parameters than before.
+        """
+        if self.sums is not None and self.sums.gram.shape != sums.gram.shape:
+            known, new = (tuple(each.weighted_rewards.T.shape) for each in (self.sums, sums))
+            raise InputError(
+                f"trajectories must have as many steps and parameters as those before, {known}; got {new}."
+            )
         self.sums = sums if self.sums is None else self.sums + sums
         if self._rows is not None:
             assert rows is not None
@@ -158,12 +172,9 @@ class GradientAccumulator:
 def _as_arrays(trajectories: Trajectories) -> Trajectories:
     """Return the same as compiled code takes them: on the CPU, contiguous, of one type, without a gradient."""
     scores, rewards = trajectories.scores, trajectories.rewards
-    if scores.ndim != 3 or scores.numel() == 0 or rewards.shape != (scores.shape[0], scores.shape[2]):
-        raise InputError(
-            "scores must be (steps, parameters, trajectories) and rewards (steps, trajectories), none of them 0; "
-            f"got {tuple(scores.shape)} and {tuple(rewards.shape)}."
-        )
     dtype = torch.promote_types(torch.promote_types(scores.dtype, rewards.dtype), torch.float32)
+    if dtype.is_complex:
+        raise InputError(f"scores and rewards must be real; got {scores.dtype} and {rewards.dtype}.")
     scores, rewards = (values.detach().to("cpu", dtype).contiguous() for values in (scores, rewards))
     return replace(trajectories, scores=scores, rewards=rewards)
 

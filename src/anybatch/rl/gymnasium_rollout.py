@@ -48,7 +48,7 @@ def roll_out_gymnasium(
     """
     num = env.num_envs
     noise = torch.empty(horizon, policy.noise_size, num)
-    policy.draw_noise(noise, seeded(noise_seed, noise.device))
+    policy.draw_noise(noise, seeded(noise_seed))
     noise = noise.double()
     actions = torch.zeros(horizon, 1 if policy.is_discrete else policy.num_actions, num, dtype=torch.float64)
     features = torch.zeros(horizon, policy.num_features, num, dtype=torch.float64)

@@ -45,10 +45,12 @@ def walk_linear(
     Returns:
         The largest absolute number, and the largest 2-norm, of the states before each step.
     """
-    assert policy.weights.shape == (dynamics.action_size, dynamics.state_size)
+    k, d = dynamics.state_size, dynamics.action_size
     rules = (
-        *(policy.weights, policy.precision, dynamics.transition, dynamics.control),
-        *(dynamics.state_cost, dynamics.action_cost, dynamics.max_state.values, dynamics.max_action.values),
+        *((policy.weights, (d, k)), (policy.precision, (d, d))),
+        *((dynamics.transition, (k, k)), (dynamics.control, (k, d))),
+        *((dynamics.state_cost, (k, k)), (dynamics.action_cost, (d, d))),
+        *((dynamics.max_state.values, (k,)), (dynamics.max_action.values, (d,))),
     )
-    arrays = (tensor.to(noise.dtype).contiguous().numpy() for tensor in rules)
+    arrays = (tensor.detach().to(noise.dtype).expand(shape).contiguous().numpy() for tensor, shape in rules)
     return walk(starts.numpy(), noise.numpy(), *arrays, score == "clipped", scores.numpy(), rewards.numpy())

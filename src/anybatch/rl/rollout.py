@@ -51,17 +51,17 @@ def roll_out(
     """
     buffers = buffers or Buffers(torch.float32)
     noise = buffers.take("noise", horizon, policy.noise_size, num_trajectories)
-    policy.draw_noise(noise, seeded(noise_seed, noise.device))
+    policy.draw_noise(noise, seeded(noise_seed))
     shape = (horizon, len(policy.parameters), num_trajectories)
     scores = noise if noise.shape == shape else buffers.take("scores", *shape)
     rewards = buffers.take("rewards", horizon, num_trajectories)
-    if is_linear_task(dynamics) and is_linear_policy(policy) and noise.device.type == "cpu":
+    if is_linear_task(dynamics) and is_linear_policy(policy):
         starts = buffers.take("states", dynamics.state_size, num_trajectories)
-        dynamics.draw_states(starts, seeded(start_seed, noise.device))
+        dynamics.draw_states(starts, seeded(start_seed))
         return Trajectories(scores, rewards, *walk_linear(dynamics, policy, starts, noise, score, scores, rewards))
     states = buffers.take("states", horizon + 1, dynamics.state_size, num_trajectories)
     actions = buffers.take("actions", horizon, dynamics.action_size, num_trajectories)
-    dynamics.draw_states(states[0], seeded(start_seed, noise.device))
+    dynamics.draw_states(states[0], seeded(start_seed))
     features = _walk(dynamics, policy, states, actions, noise, buffers)
     dynamics.rewards(states[:-1], actions, rewards)
     ended = _end(dynamics, states[:-1], features, rewards, early_end) if dynamics.can_end else None
@@ -69,9 +69,9 @@ def roll_out(
     return Trajectories(scores, rewards, *largest_of(features), ended_early=ended)
 
 
-def seeded(seed: int, device: torch.device) -> torch.Generator:
+def seeded(seed: int) -> torch.Generator:
     """Return a generator of its own."""
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def largest_of(features: Tensor) -> tuple[float, float]:

@@ -135,18 +135,17 @@ def sum_trajectories(
         next call with the same buffers overwrites.
 
     Raises:
-        InputError: rewards or scores that are not finite.
+        InputError: scores and rewards of shapes that do not fit each other, or that are not finite.
     """
     scores, rewards = trajectories.scores, trajectories.rewards
+    _check_shapes(scores, rewards)
     buffers = buffers or Buffers(scores.dtype)
     by_step = estimator == "gpomdp"
     num_steps, *rest = scores.shape
     rows = buffers.take("rows", (num_steps if by_step else 1) + 2, *rest)
     discounts = discount ** torch.arange(num_steps, dtype=torch.float64)
     means = rewards[:, :NUM_CENTERED].mean(1)
-    center, factors = discounts * means.double(), discounts
-    if not by_step:
-        center, factors = center.sum(0, keepdim=True), discounts[:1]
+    center = discounts * means.double()
     arrays = (tensor.numpy() for tensor in (scores, rewards, means, discounts.to(rewards)))
     weighted, returns, squared_returns, low, high, are_finite = sum_up(*arrays, by_step, rows.numpy())
     if not are_finite:
@@ -155,9 +154,9 @@ def sum_trajectories(
     if not math.isfinite(float(gram.sum())):
         raise InputError("the policy's scores must be finite; got NaN or infinity. Check the features and the states.")
     sums = TrajectorySums(
-        center=center,
+        center=center if by_step else center.sum(0, keepdim=True),
         gram=gram,
-        weighted_rewards=torch.from_numpy(weighted) * factors,
+        weighted_rewards=torch.from_numpy(weighted) * (discounts if by_step else 1),
         returns=returns,
         squared_returns=squared_returns,
         num_trajectories=trajectories.num_trajectories,
@@ -169,6 +168,14 @@ def sum_trajectories(
         rounding=torch.finfo(scores.dtype).eps,
     )
     return sums, rows[:-1]
+
+
+def _check_shapes(scores: Tensor, rewards: Tensor) -> None:
+    if scores.ndim != 3 or scores.numel() == 0 or rewards.shape != (scores.shape[0], scores.shape[2]):
+        raise InputError(
+            "scores must be of shape (steps, parameters, trajectories), at least 1 of each, and rewards of shape "
+            f"(steps, trajectories); got {tuple(scores.shape)} and {tuple(rewards.shape)}."
+        )
 
 
 def _gram(rows: Tensor) -> Tensor:
