@@ -172,7 +172,7 @@ def test_shapes_that_do_not_fit_are_refused(shape):
 def test_what_does_not_go_together_is_refused():
     accumulator = GradientAccumulator(discount=0.9)
     accumulator.add(Trajectories(torch.ones(2, 1, 4), torch.ones(2, 4), max_feature=1.0))
-    with pytest.raises(InputError, match=r"as those before, \(2, 1\); got \(3, 1\)"):
+    with pytest.raises(InputError, match=r"as many as those before, \(2, 1\); got \(3, 1\)"):
         accumulator.add(Trajectories(torch.ones(3, 1, 4), torch.ones(3, 4), max_feature=1.0))
     with pytest.raises(InputError, match="must be real"):
         accumulator.add(Trajectories(torch.ones(2, 1, 4) * 1j, torch.ones(2, 4), max_feature=1.0))

@@ -38,7 +38,7 @@ def kept(function: Callable[..., Any]) -> Callable[..., Any]:
         The same, compiled anew in every process where files cannot be written or read.
     """
     plain: Any = compiled(function)
-    chosen = plain
+    chosen: Any = plain
     with suppress(RuntimeError):  # no directory can be written to
         chosen = njit(cache=True, **_OPTIONS)(function)
 

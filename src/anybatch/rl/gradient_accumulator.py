@@ -129,9 +129,7 @@ class GradientAccumulator:
         """
         if self.sums is not None and self.sums.gram.shape != sums.gram.shape:
             known, new = (tuple(each.weighted_rewards.T.shape) for each in (self.sums, sums))
-            raise InputError(
-                f"trajectories must have as many steps and parameters as those before, {known}; got {new}."
-            )
+            raise InputError(f"steps and parameters must be as many as those before, {known}; got {new}.")
         self.sums = sums if self.sums is None else self.sums + sums
         if self._rows is not None:
             assert rows is not None
