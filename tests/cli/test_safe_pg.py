@@ -335,3 +335,37 @@ def test_help_says_what_delta_and_the_papers_are(run):
     assert code == 0
     for words in ("0.05 is cautious", "delta is per update", "Paper 2022 alone", "default: theoretical", "--early-end"):
         assert words in out
+
+
+@pytest.mark.parametrize("name", ["mapped", "waving"])
+def test_a_saved_policy_that_needs_code_is_not_taken_for_another(name, run, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "from anybatch.rl import GaussianPolicy\n\n\n"
+        "class Waving(GaussianPolicy):\n    pass\n\n\n"
+        "def waving():\n    return Waving(0.0)\n\n\n"
+        "def mapped():\n    return GaussianPolicy(0.0, features=torch.tanh)\n"
+    )
+    state = str(tmp_path / "state.pt")
+    task = ("--env", "lqg1d", "--bound", "chebyshev", "--trajectories", "200", "--feature-bound", "2")
+    assert run(*task, "--policy", f"{tmp_path / 'own.py'}:{name}", "--state", state)[0] == 0
+    code, _, error = run(*task, "--policy", state)
+    assert code == 2
+    assert "needs code that a saved state does not hold" in error
+
+
+def test_a_policy_whose_state_could_not_be_read_again_is_refused_at_once(run, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "from anybatch.rl import GaussianPolicy\n\n\n"
+        "class Own(GaussianPolicy):\n"
+        "    def state_dict(self):\n"
+        "        return super().state_dict() | {'more': np.ones(3)}\n\n\n"
+        "def own():\n    return Own(0.0)\n"
+    )
+    state = tmp_path / "state.pt"
+    task = ("--env", "lqg1d", "--bound", "chebyshev", "--trajectories", "200")
+    code, _, error = run(*task, "--policy", f"{tmp_path / 'own.py'}:own", "--state", str(state))
+    assert code == 2
+    assert "must hold tensors, plain numbers and text" in error
+    assert not list(tmp_path.glob("state*"))

@@ -91,6 +91,11 @@ def load_policy(path: Path) -> Any:
 
     saved = read_state(path)
     saved = saved.get("policy", saved)
+    if "needs" in saved:
+        raise InputError(
+            f"--policy {path} needs code that a saved state does not hold: {saved['needs']}. "
+            "Give path/to/file.py:function that makes the policy."
+        )
     if saved.get("kind") == "gaussian":
         return GaussianPolicy(saved["weights"], saved["covariance"])
     if saved.get("kind") == "softmax":

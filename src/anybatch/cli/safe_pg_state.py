@@ -30,6 +30,7 @@ class StateFile:
         self._loop = loop
         self._about = {"version": STATE_VERSION, "env": env, "paper": paper, "first_policy": loop.policy.state_dict()}
         self._last = time.monotonic()
+        self._is_readable = False
 
     def resume(self) -> int:
         """Take up the state that is there.
@@ -61,6 +62,7 @@ class StateFile:
         """Save the state.
 
         Raises:
+            InputError: the policy has a state that could not be read again.
             RunError: it cannot be written.
         """
         if self.path is None:
@@ -69,10 +71,24 @@ class StateFile:
         beside = self.path.with_name(f"{self.path.name}.part")
         try:
             torch.save(state, beside)
+            if not self._is_readable:
+                self._check(beside)
             beside.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError of a full disk
             raise RunError(f"--state {self.path} cannot be written: {str(error).partition(chr(10))[0]}.") from error
         self._last = time.monotonic()
+
+    def _check(self, written: Path) -> None:
+        """Refuse what the first save has written where no later call could take it up."""
+        try:
+            read_state(written)
+        except InputError as error:
+            written.unlink()
+            raise InputError(
+                f"--state {self.path} could not be read again: the policy's state_dict() must hold tensors, "
+                "plain numbers and text, and nothing else."
+            ) from error
+        self._is_readable = True
 
 
 def _is_same(saved: Any, own: Any) -> bool:

@@ -7,6 +7,12 @@ from typing import Any, get_args
 
 from anybatch.errors import InputError
 
+_MOST = 2**53
+
+
+def _is_number(value: object) -> bool:
+    return hasattr(value, "__float__")
+
 
 def require_positive(**values: float) -> None:
     """Refuse what is not a positive finite number.
@@ -18,8 +24,8 @@ def require_positive(**values: float) -> None:
         InputError: naming the first that is not.
     """
     for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} must be positive and finite; got {value}.")
+        if not _is_number(value) or not 0 < value < math.inf:
+            raise InputError(f"{name} must be positive and finite; got {value!r}.")
 
 
 def require_not_negative(**values: float) -> None:
@@ -32,8 +38,8 @@ def require_not_negative(**values: float) -> None:
         InputError: naming the first that is.
     """
     for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name} must be at least 0 and finite; got {value}.")
+        if not _is_number(value) or not 0 <= value < math.inf:
+            raise InputError(f"{name} must be at least 0 and finite; got {value!r}.")
 
 
 def require_probability(delta: float) -> None:
@@ -45,9 +51,9 @@ def require_probability(delta: float) -> None:
     Raises:
         InputError: it is outside.
     """
-    if not 0 < delta < 1:
+    if not _is_number(delta) or not 0 < delta < 1:
         raise InputError(
-            f"delta must be between 0 and 1; got {delta}. It is the allowed probability of failure: small is cautious."
+            f"delta must be between 0 and 1; got {delta!r}. It is how often an update may fail: small is cautious."
         )
 
 
@@ -77,8 +83,10 @@ def require_count(**values: int) -> None:
         InputError: naming the first that is not.
     """
     for name, value in values.items():
-        if not (math.isfinite(value) and value == int(value) and value >= 1):
-            raise InputError(f"{name} must be a whole number of at least 1; got {value}.")
+        if not _is_number(value) or not (math.isfinite(value) and value == int(value) and value >= 1):
+            raise InputError(f"{name} must be a whole number of at least 1; got {value!r}.")
+        if value > _MOST:
+            raise InputError(f"{name} must be at most 2^53, up to where numbers are exact; got {value}.")
 
 
 def require_choice(allowed: Any, **values: object) -> None:

@@ -198,6 +198,7 @@ def optimal_batch_size(
     """
     require_not_negative(max_gradient=max_gradient)
     require_batch_limits(min_batch_size, max_batch_size)
+    min_batch_size, max_batch_size = int(min_batch_size), int(max_batch_size)
     if max_gradient == 0:
         return max_batch_size
     if bound.f == 0:

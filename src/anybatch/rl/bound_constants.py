@@ -144,13 +144,18 @@ def find_constants(env: Any, *, takes_states: bool, given: TaskConstants) -> Bou
             f"action_volume must be at least that of the box of actions, {box_volume:.6g}; got {volume}. Leave it out."
         )
     return BoundConstants(
-        found["discount"],
-        found["horizon"],
-        volume,
-        found["reward_bound"],
-        found["feature_bound"],
+        float(found["discount"]),
+        int(found["horizon"]),
+        _plain(volume),
+        _plain(found["reward_bound"]),
+        _plain(found["feature_bound"]),
         has_unbounded_actions=box_volume == math.inf,
     )
+
+
+def _plain(value: float | None) -> float | None:
+    """Return a number that can be saved."""
+    return None if value is None else float(value)
 
 
 def _box_volume(space: Any) -> float:

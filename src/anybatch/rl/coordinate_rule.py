@@ -14,7 +14,7 @@ from anybatch.decide.argument_checks import require_batch_limits, require_choice
 from anybatch.decide.error_bounds import ErrorBound, Estimator
 from anybatch.decide.safe_step import Mode, SafeStep, choose_safe_step, gaussian_penalty
 from anybatch.errors import InputError
-from anybatch.rl.bound_constants import BoundConstants
+from anybatch.rl.bound_constants import ROUNDING, BoundConstants
 from anybatch.rl.gradient_accumulator import GradientEstimate
 from anybatch.rl.policy_class import LINEAR_CAVEAT
 
@@ -107,6 +107,9 @@ class CoordinateRule:
             )
         if self.penalty is not None:
             require_positive(penalty=self.penalty)
+        object.__setattr__(self, "delta", float(self.delta))  # plain numbers can be saved
+        for name in ("min_batch_size", "max_batch_size"):
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @property
     def uses_range(self) -> bool:
@@ -147,6 +150,16 @@ class CoordinateRule:
         if self.mode == "paper":
             found.append("the score of the clipped action is biased")
         return tuple(found)
+
+    def caveats_of_penalty(self, constants: BoundConstants) -> tuple[str, ...]:
+        """Return the caveat of a stated penalty that is below the one of the task's constants, where they tell it."""
+        are_known = not constants.estimated and constants.action_volume is not None and constants.discount < 1
+        if self.penalty is None or not are_known:
+            return ()
+        computed = replace(self, penalty=None).penalty_of(constants)
+        if self.penalty >= computed * (1 - ROUNDING):
+            return ()
+        return (f"the stated penalty, {self.penalty:.6g}, is below that of the task's constants, {computed:.6g}",)
 
     def settings(self) -> dict[str, Any]:
         """Return plain values."""

@@ -33,6 +33,7 @@ class Deployment:
         stays_when_void: whether the policy stays for good once a stated bound was exceeded.
         needs_volume: whether the volume of the action space enters the guarantee.
         performance: of policies, where it is known.
+        remarks: what else a reader must know, one sentence each.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Deployment:
         stays_when_void: bool,
         needs_volume: bool,
         performance: KnownPerformance | None,
+        remarks: Sequence[str] = (),
     ) -> None:
         self.policy = policy
         self.constants = constants
@@ -56,6 +58,7 @@ class Deployment:
         self._stays_when_void = stays_when_void
         self._needs_volume = needs_volume
         self._performance = performance
+        self._remarks = tuple(remarks)
 
     @property
     def num_trajectories(self) -> int:
@@ -173,6 +176,7 @@ class Deployment:
         why = [f"{name} is estimated from data" for name in self.constants.estimated] + list(self._caveats)
         if why:
             found.append(f"the guarantee is heuristic: {', '.join(why)}")
+        found += self._remarks
         if self._needs_volume and self.constants.has_unbounded_actions:
             volume = self.constants.action_volume
             found.append(f"the action space is unbounded: its volume is not known but stated, {volume:.6g}")

@@ -17,7 +17,7 @@ from anybatch.errors import InputError
 from anybatch.rl.buffers import borrowed
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
 from anybatch.rl.gymnasium_rollout import check_spaces, roll_out_gymnasium
-from anybatch.rl.native_env import NativeVectorEnv
+from anybatch.rl.native_env import is_native
 from anybatch.rl.policy import Policy, Score
 from anybatch.rl.rollout import EarlyEnd, roll_out
 from anybatch.rl.trajectory_sums import TrajectorySums, sum_trajectories
@@ -90,7 +90,7 @@ class GradientBatch:
         require_choice(EarlyEnd, early_end=early_end)
         check_env(env)
         check_spaces(env, policy)
-        task = env.task if isinstance(env, NativeVectorEnv) else None
+        task = env.task if is_native(env) else None
         discount = _known("discount", discount if discount is not None or task is None else task.discount)
         self._horizon = int(_known("horizon", horizon if horizon is not None or task is None else task.horizon))
         require_count(horizon=self._horizon, num_workers=num_workers)
@@ -163,7 +163,7 @@ class GradientBatch:
         start = derive_seed(self._seed, "initial states", index)
         noise = derive_seed(self._seed, "actions", index)
         about = self._accumulator.estimator, self._accumulator.discount
-        if isinstance(self._env, NativeVectorEnv):
+        if is_native(self._env):
             with borrowed() as buffers:
                 trajectories = roll_out(
                     self._env.dynamics,
@@ -201,8 +201,35 @@ def whole_chunks(env: VectorEnv, num_trajectories: int) -> int:
     Returns:
         The next number there can be.
     """
-    unit = 1 if isinstance(env, NativeVectorEnv) else env.num_envs
-    return -(-num_trajectories // unit) * unit
+    unit = _unit(env)
+    return -(-int(num_trajectories) // unit) * unit
+
+
+def largest_batch(env: VectorEnv, min_batch_size: int, max_batch_size: int) -> int:
+    """Return the largest batch of whole chunks within limits.
+
+    Args:
+        env: see `whole_chunks`.
+        min_batch_size: least trajectories.
+        max_batch_size: most trajectories.
+
+    Returns:
+        Trajectories, at most the most.
+
+    Raises:
+        InputError: the least in whole chunks is above the most.
+    """
+    unit, least = _unit(env), whole_chunks(env, min_batch_size)
+    if least > max_batch_size:
+        raise InputError(
+            f"max_batch_size must be at least {least}, the smallest batch there can be with {unit} sub-environments; "
+            f"got {max_batch_size}. Raise it, or make fewer of them."
+        )
+    return max_batch_size // unit * unit
+
+
+def _unit(env: VectorEnv) -> int:
+    return 1 if is_native(env) else env.num_envs
 
 
 class BatchOptions(TypedDict, total=False):
@@ -246,10 +273,11 @@ def estimate_gradient(
         >>> -10.5 < estimate.gradient.item() < -9.1
         True
     """
+    require_count(num_trajectories=num_trajectories)
     if num_trajectories < 2:
         raise InputError(f"num_trajectories must be at least 2, for there to be a variance; got {num_trajectories}.")
     batch = GradientBatch(env, policy, **options)
-    batch.draw(num_trajectories)
+    batch.draw(int(num_trajectories))
     return batch.estimate()
 
 

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 
 from anybatch.rl.dynamics import Bounds, Dynamics
 from anybatch.rl.gradient_estimate import check_env
-from anybatch.rl.native_env import NativeVectorEnv
+from anybatch.rl.native_env import is_native
 from anybatch.rl.policy import Policy
 
 
@@ -31,7 +31,7 @@ def describe(env: VectorEnv, policy: Policy) -> dict[str, Any]:
     spaces = (env.single_observation_space, env.single_action_space)
     about = {"class": type(env).__qualname__, "id": None if env.spec is None else env.spec.id}
     about |= {"spaces": [str(space) for space in spaces]}
-    about |= {"dynamics": _numbers_of(env.dynamics)} if isinstance(env, NativeVectorEnv) else {"num_envs": env.num_envs}
+    about |= {"dynamics": _numbers_of(env.dynamics)} if is_native(env) else {"num_envs": env.num_envs}
     feature_map = getattr(policy, "feature_map", None)
     name = None if feature_map is None else getattr(feature_map, "__qualname__", type(feature_map).__qualname__)
     shape = [policy.num_actions, policy.num_features]

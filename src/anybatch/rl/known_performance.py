@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
 
 from anybatch.errors import InputError
-from anybatch.rl.native_env import NativeVectorEnv
+from anybatch.rl.bound_constants import BoundConstants
+from anybatch.rl.native_env import is_native
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import is_known_linear
 
@@ -31,12 +34,12 @@ class KnownPerformance:
     def __call__(self, policy: Policy) -> float:
         """Return the performance of a policy."""
         if self._last is None or not self._last[0].equal(policy.parameters):
-            self._last = policy.parameters, self._function(policy)
+            self._last = policy.parameters, float(self._function(policy))
         return self._last[1]
 
 
 def find_performance(
-    env: Any, policy: Policy, given: Performance | None, *, is_published: bool
+    env: Any, policy: Policy, given: Performance | None, constants: BoundConstants, *, is_published: bool
 ) -> KnownPerformance | None:
     """Return what deployed policies are judged by.
 
@@ -44,6 +47,7 @@ def find_performance(
         env: a native environment may know its exact performance, and the published closed form.
         policy: of which the environment must know it; it knows none of a class of the user's own.
         given: by the user; goes before the environment's.
+        constants: of the run, whose discount and horizon may be others than the environment's.
         is_published: take the published closed form, and not that of the process which is measured.
 
     Returns:
@@ -52,9 +56,14 @@ def find_performance(
     if given is not None:
         return KnownPerformance(given, "performance is that of the function that was given")
     name = "performance" if is_published else "exact_performance"
-    function = getattr(env, name, None) if isinstance(env, NativeVectorEnv) else None
+    function = getattr(env, name, None) if is_native(env) else None
     if function is None or not is_known_linear(policy):
         return None
+    own = {"discount": constants.discount} | ({} if is_published else {"horizon": constants.horizon})
+    if any(value != getattr(env.task, name) for name, value in own.items()):
+        if not own.keys() <= signature(function).parameters.keys():
+            return None
+        function = partial(function, **own)
     process = (
         "performance is the published closed form, of a process without clipping and without horizon; "
         "measured_performance is of the process with both"

@@ -58,8 +58,16 @@ class LinearPolicy:
         return policy
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights and what else makes the policy; the feature map is code and is not saved."""
-        return {"version": STATE_VERSION, "kind": self.kind, "weights": self.weights.clone()}
+        """Return the weights and what else makes the policy; of code, a feature map or a class, there is the name."""
+        state = {"version": STATE_VERSION, "kind": self.kind, "weights": self.weights.clone()}
+        name = self._name_of_code()
+        return state if name is None else state | {"needs": name}
+
+    def _name_of_code(self) -> str | None:
+        """Return what of the policy a state does not hold: None where it holds all."""
+        if self.feature_map is not None:
+            return getattr(self.feature_map, "__qualname__", type(self.feature_map).__qualname__)
+        return None if type(self).__module__.startswith("anybatch.") else type(self).__qualname__
 
     def features(self, states: Tensor) -> Tensor:
         """Return (p, n) features of (state size, n) states; the same tensor where there is no feature map."""

@@ -156,22 +156,27 @@ class LQG(NativeVectorEnv):
         """Whether states or actions are clipped."""
         return any(bool(b.values.isfinite().any()) for b in (self.dynamics.max_state, self.dynamics.max_action))
 
-    def performance(self, policy: GaussianPolicy) -> float:
+    def performance(self, policy: GaussianPolicy, *, discount: float | None = None) -> float:
         """Return the published performance: closed form of the chain without clipping and without horizon.
 
         Args:
             policy: linear in the states.
+            discount: gamma. Default: the task's.
 
         Returns:
             J; minus infinity where the discounted cost diverges.
         """
-        return linear_performance(self.dynamics, policy, self._discount, horizon=None)
+        return linear_performance(self.dynamics, policy, self._discount if discount is None else discount, horizon=None)
 
-    def exact_performance(self, policy: GaussianPolicy) -> float:
+    def exact_performance(
+        self, policy: GaussianPolicy, *, discount: float | None = None, horizon: int | None = None
+    ) -> float:
         """Return the expected discounted return of the process that is rolled out, clipping and horizon included.
 
         Args:
             policy: linear in the states; with clipping, any Gaussian one that is smooth in them.
+            discount: gamma. Default: the task's.
+            horizon: H. Default: the task's.
 
         Returns:
             J: closed form without clipping; by quadrature, to about 1e-12, in one dimension with clipping.
@@ -179,9 +184,9 @@ class LQG(NativeVectorEnv):
         Raises:
             InputError: clipping in more than one dimension, or with a control of 0.
         """
-        if self.is_clipped:
-            return clipped_performance(self.dynamics, policy, self._discount, self._horizon)
-        return linear_performance(self.dynamics, policy, self._discount, self._horizon)
+        evaluate = clipped_performance if self.is_clipped else linear_performance
+        discount = self._discount if discount is None else discount
+        return evaluate(self.dynamics, policy, discount, self._horizon if horizon is None else horizon)
 
     @property
     def _discount(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium
 import numpy as np
@@ -20,7 +20,8 @@ class NativeVectorEnv(VectorEnv):
     """A vector environment over the tensors of `dynamics`; actions are clipped to the action space.
 
     Sub-environments are truncated at the horizon and start anew on the step after (autoreset mode NEXT_STEP).
-    `estimate_gradient` goes past this class to the dynamics, whatever `num_envs` is.
+    `estimate_gradient` goes past this class to the dynamics, whatever `num_envs` is, but for a subclass with a `step`
+    or a `reset` of its own.
 
     Args:
         dynamics: of the task.
@@ -123,6 +124,13 @@ class NativeVectorEnv(VectorEnv):
 
     def _observations(self) -> np.ndarray:
         return self._states.T.contiguous().numpy()
+
+
+def is_native(env: object) -> TypeGuard[NativeVectorEnv]:
+    """Return whether an environment may be rolled out past its Gymnasium class: one with a step of its own may not."""
+    if not isinstance(env, NativeVectorEnv):
+        return False
+    return type(env).step is NativeVectorEnv.step and type(env).reset is NativeVectorEnv.reset
 
 
 def _box(bounds: Bounds) -> gymnasium.spaces.Box:

@@ -82,7 +82,7 @@ def map_features(feature_map: FeatureMap, states: Tensor, num_features: int) -> 
     Raises:
         InputError: the features are not (n, p), or not finite.
     """
-    features = feature_map(states.T)
+    features = torch.as_tensor(feature_map(states.T))
     wanted = (states.shape[1], num_features)
     if tuple(features.shape) != wanted:
         raise InputError(

@@ -14,6 +14,7 @@ from anybatch.rl.gaussian_policy import GaussianPolicy
 from anybatch.rl.softmax_policy import SoftmaxPolicy
 
 LINEAR_POLICIES = (GaussianPolicy, SoftmaxPolicy)
+_WAYS = ("means", "features", "draw_noise", "act", "scores")
 LINEAR_CAVEAT = (
     f"the bound is proven for {' and '.join(policy.__name__ for policy in LINEAR_POLICIES)}, linear in their features, "
     "and this policy may not be"
@@ -21,8 +22,15 @@ LINEAR_CAVEAT = (
 
 
 def is_known_linear(policy: Any) -> bool:
-    """Return whether a policy is known to be linear in its features, as the bounds are proven for."""
-    return isinstance(policy, LINEAR_POLICIES)
+    """Return whether a policy is known to be linear in its features, as the bounds are proven for.
+
+    A subclass with a way of its own to draw or to score is not.
+    """
+    return any(isinstance(policy, known) and _acts_as(type(policy), known) for known in LINEAR_POLICIES)
+
+
+def _acts_as(own: type, known: type) -> bool:
+    return all(getattr(own, name, None) is getattr(known, name, None) for name in _WAYS)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, final
 
 from anybatch.decide.error_bounds import Estimator
@@ -11,7 +11,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
 from anybatch.rl.deployment import Deployment
-from anybatch.rl.gradient_estimate import whole_chunks
+from anybatch.rl.gradient_estimate import check_env, largest_batch, whole_chunks
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
@@ -104,11 +104,12 @@ class SafePolicyGradient(SafeLoop):
                 f"policy must be Gaussian, with a covariance; got {type(policy).__name__}. Use SmoothingPolicyGradient "
                 "for a softmax policy."
             )
+        check_env(env)
         self.env = env
-        self.seed = seed
+        self.seed = int(seed)
         self.early_end = early_end
         self.num_workers = num_workers
-        self.rule = CoordinateRule(
+        rule = CoordinateRule(
             GaussianShape.of(covariance),
             bound,
             range,
@@ -121,19 +122,27 @@ class SafePolicyGradient(SafeLoop):
             baseline,
             is_known_linear(policy),
         )
+        most = largest_batch(env, rule.min_batch_size, rule.max_batch_size)
+        self.rule = replace(rule, max_batch_size=most)
         given = TaskConstants(reward_bound, feature_bound, action_volume, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
         self.rule.check(constants)
         self.deployment = Deployment(
             policy,
             constants,
-            caveats=self.rule.caveats,
-            settings={**self.rule.settings(), **describe(env, policy), "seed": seed, "constants": asdict(constants)},
+            caveats=self.rule.caveats + self.rule.caveats_of_penalty(constants),
+            settings={
+                **self.rule.settings(),
+                **describe(env, policy),
+                "seed": self.seed,
+                "constants": asdict(constants),
+            },
             stays_when_void=self.rule.stays_when_void,
             needs_volume=self.rule.needs_volume,
-            performance=find_performance(env, policy, performance, is_published=mode == "paper"),
+            performance=find_performance(env, policy, performance, constants, is_published=mode == "paper"),
+            remarks=() if penalty is None else (f"the penalty is stated: c = {penalty:.6g}",),
         )
-        self._next_batch_size = min_batch_size
+        self._next_batch_size = rule.min_batch_size
 
     @property
     def next_batch_size(self) -> int:

@@ -12,7 +12,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.gradient_estimate import whole_chunks
+from anybatch.rl.gradient_estimate import check_env, largest_batch, whole_chunks
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
@@ -98,13 +98,14 @@ class SmoothingPolicyGradient(SafeLoop):
             raise InputError(f"warm_start must be at least 0 and finite; got {warm_start}. 0 begins anew each time.")
         if not 1 <= growth < math.inf:
             raise InputError(f"growth must be at least 1 and finite; got {growth}. 1 adds mini-batches, 2 doubles.")
+        check_env(env)
         self.env = env
-        self.seed = seed
+        self.seed = int(seed)
         self.early_end = early_end
         self.num_workers = num_workers
         self.growth = growth
         self.warm_start = warm_start
-        self.rule = SmoothingRule(
+        chosen = SmoothingRule(
             PolicyClass.of(policy),
             bound,
             estimator,
@@ -117,10 +118,12 @@ class SmoothingPolicyGradient(SafeLoop):
             baseline,
             is_known_linear(policy),
         )
+        most = largest_batch(env, chosen.mini_batch_size, chosen.max_batch_size)
+        self.rule = replace(chosen, max_batch_size=most)
         given = TaskConstants(reward_bound, feature_bound, None, discount, horizon)
         constants = find_constants(env, takes_states=getattr(policy, "feature_map", None) is None, given=given)
         self.rule.check(constants)
-        schedule = {"growth": growth, "warm_start": warm_start, "seed": seed}
+        schedule = {"growth": growth, "warm_start": warm_start, "seed": self.seed}
         constants = replace(constants, stated_feature_norm_bound=feature_norm_bound)
         settings = self.rule.settings() | describe(env, policy) | schedule | {"constants": asdict(constants)}
         self.deployment = Deployment(
@@ -130,7 +133,7 @@ class SmoothingPolicyGradient(SafeLoop):
             settings=settings,
             stays_when_void=self.rule.stays_when_void,
             needs_volume=False,
-            performance=find_performance(env, policy, performance, is_published=False),
+            performance=find_performance(env, policy, performance, constants, is_published=False),
         )
         self._best_high = -math.inf
 

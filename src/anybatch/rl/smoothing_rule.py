@@ -85,6 +85,9 @@ class SmoothingRule:
                 f"bound must fit a {kind} policy; got {self.bound!r}. Choose bernstein, chebyshev, sample_chebyshev or "
                 f"{'sub_gaussian' if self.policy_class.is_gaussian else 'bounded_score'}."
             )
+        object.__setattr__(self, "delta", float(self.delta))  # plain numbers can be saved
+        for name in ("mini_batch_size", "max_batch_size"):
+            object.__setattr__(self, name, int(getattr(self, name)))
 
     @property
     def num_events(self) -> int:
