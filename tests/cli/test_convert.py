@@ -63,6 +63,13 @@ def test_options_reach_the_layers(run):
     assert "note: weights are centred in 1 layers: 0" in out
 
 
+@pytest.mark.parametrize(("names", "count"), [("0", 1), ("0,3", 2)])
+def test_layers_to_center_may_be_named(run, names, count):
+    code, out, _ = run(f"{FILE}:normed", "--to", "moving_average", "--dry-run", "--option", f"centered_weights={names}")
+    assert code == 0
+    assert f"note: weights are centred in {count} layers: {', '.join(names.split(','))}" in out
+
+
 class Detector(nn.Module):
     """A traceable body, and a head that is not."""
 
@@ -187,6 +194,24 @@ def test_a_converted_checkpoint_loads_into_the_converted_model(run, tmp_path):
         (["--to", "group", "--dry-run", "--option", "num_groups"], "--option must be name=value, such as"),
         (["--to", "group", "--dry-run", "--option", "num_groups=3"], "num_groups must divide the channels of every"),
         (["--to", "batch", "--dry-run", "--option", "x=1"], "options of kind 'batch' must be none; got x"),
+        (["--to", "group", "--dry-run", "--option", "num_groups=two"], "num_groups must divide the channels of every"),
+        (["--to", "kalman", "--dry-run", "--option", "prior_weight=abc"], "prior_weight must be between 0 and 1; got"),
+        (["--to", "kalman", "--dry-run", "--option", "ratio_limit=abc"], "ratio_limit must be positive; got 'abc'"),
+        (["--to", "kalman", "--dry-run", "--option", "detach_prior=maybe"], "detach_prior must be True or False; got"),
+        (["--to", "kalman", "--dry-run", "--option", "sources=bn1"], "sources must map names of layers to lists of"),
+        (["--to", "batch_renorm", "--dry-run", "--option", "r_max=abc"], "r_max must be a number; got 'abc'"),
+        (
+            ["--to", "batch_renorm", "--dry-run", "--option", "momentum=none"],
+            "momentum must be between 0 and 1",
+        ),
+        (
+            ["--to", "sync", "--dry-run", "--option", "process_group=3"],
+            "process_group must be a process group",
+        ),
+        (
+            ["--to", "moving_average", "--dry-run", "--option", "centered_weights=stem"],
+            "layer 'stem' must be a",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_with_exit_code_2(run, arguments, told, tmp_path, monkeypatch):

@@ -235,6 +235,7 @@ def test_complex_and_integer_inputs_are_refused(dtype, mode):
         ({"relaxation": (10, 5, 20)}, r"relaxation must be three numbers of updates.*got \(10, 5, 20\)"),
         ({"relaxation": 10}, "relaxation must be three numbers of updates.*got 10"),
         ({"relaxation": (10, 20)}, r"relaxation must be three numbers of updates.*got \(10, 20\)"),
+        ({"momentum": "none"}, "momentum must be between 0 and 1, or None; got 'none'"),
         ({"momentum": 1.5}, "momentum must be between 0 and 1, or None; got 1.5"),
     ],
 )

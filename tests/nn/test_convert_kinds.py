@@ -576,6 +576,43 @@ def test_options_of_another_kind_are_refused_with_those_it_has(kind):
         convert(small_model(), kind, ghosts=4)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "told"),
+    [
+        ("kalman", {"prior_weight": "abc"}, "prior_weight must be between 0 and 1; got 'abc'"),
+        ("kalman", {"sources": [("5", [["1"]])]}, "sources must map names of layers to lists of paths; got a list"),
+        ("group_kalman", {"num_groups": 2.0}, "num_groups must divide the channels of every layer; got 2.0 for 8"),
+        ("group", {"num_groups": 2.0}, "num_groups must divide the channels of every layer; got 2.0 for 8"),
+        ("group", {"num_groups": "two"}, "num_groups must divide .*; got 'two' for 8. Choose 1 or 2 or 4 or 8"),
+        ("group", {"num_groups": True}, "num_groups must divide .*; got True for 8. Choose 1 or 2 or 4 or 8"),
+        ("batch_renorm", {"r_max": "abc"}, "r_max must be a number; got 'abc'"),
+        ("batch_renorm", {"d_max": [1.0]}, r"d_max must be a number; got \[1.0\]"),
+        ("batch_renorm", {"momentum": "none"}, "momentum must be between 0 and 1, or None; got 'none'"),
+        ("moving_average", {"r_max": "abc"}, "r_max must be at least 1; got 'abc'"),
+        (
+            "moving_average",
+            {"centered_weights": 3.5},
+            "centered_weights must be True, False or names of .*; got 3.5",
+        ),
+        ("moving_average", {"centered_weights": [0]}, r"centered_weights must be .* names of layers; got \[0\]"),
+        ("sync", {"process_group": 3}, "process_group must be a process group of torch.distributed; got 3"),
+    ],
+)
+def test_options_of_another_type_are_refused_before_anything_changes(kind, options, told):
+    model = small_model()
+    before = dict(model.named_modules())
+    with pytest.raises(InputError, match=told):
+        converted(model, kind, 8, **options)
+    assert dict(model.named_modules()) == before
+
+
+def test_one_layer_to_center_may_be_named_alone():
+    model = small_model().append(nn.Sequential(nn.Linear(8, 3)))
+    convert(model, "moving_average", centered_weights="6.0")
+    assert parametrize.is_parametrized(model[6][0])
+    assert not parametrize.is_parametrized(model[0])
+
+
 def test_an_option_of_none_is_the_default():
     model = small_model()
     convert(model, "ghost", ghost_batch_size=None)

@@ -428,7 +428,7 @@ def test_an_ensemble_in_one_call_has_the_statistics_of_each():
         check_close(by_vmap(x), one_by_one)
 
 
-@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("eps", [0.0, -1.0, float("nan"), "a"])
 def test_an_eps_that_is_not_above_zero_is_refused(eps):
     with pytest.raises(InputError, match="eps must be above 0; got"):
         GhostBatchNorm2d(3, eps=eps)

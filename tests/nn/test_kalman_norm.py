@@ -505,11 +505,76 @@ def test_control_priors_are_a_function_of_the_observed_moments():
         ({"gate": "best"}, "gate must be one of"),
         ({"ratio_limit": 0}, "ratio_limit must be positive"),
         ({"prior": "none"}, "prior must be a function or None; got 'none'"),
+        ({"prior_weight": "0.9"}, "prior_weight must be between 0 and 1; got '0.9'"),
+        ({"prior_weight": True}, "prior_weight must be between 0 and 1; got True"),
+        ({"ratio_limit": "abc"}, "ratio_limit must be positive; got 'abc'"),
+        ({"detach_prior": "maybe"}, "detach_prior must be True or False; got 'maybe'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         KalmanOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (lambda: KalmanNorm2d(3, eps=0.1, foo=1), "splits, micro_batch_size, prior_weight"),
+        (lambda: GroupKalmanNorm(1, 3, foo=1), "prior_weight, gain"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused_with_those_that_do(make, known):
+    with pytest.raises(InputError, match=f"options must be among {known}, .*; got foo. Leave it out"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": -1}, "eps must be at least 0; got -1"),
+        ({"eps": "a"}, "eps must be at least 0; got 'a'"),
+        ({"momentum": 2.0}, "momentum must be between 0 and 1, or None; got 2.0"),
+        ({"momentum": "none"}, "momentum must be between 0 and 1, or None; got 'none'"),
+    ],
+)
+def test_settings_that_are_none_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        KalmanNorm2d(3, **settings)
+    if "eps" in settings:
+        with pytest.raises(InputError, match=message):
+            GroupKalmanNorm(1, 3, **settings)
+        with pytest.raises(InputError, match=message):
+            kalman_norm(draw(4, 3), **settings)
+
+
+@pytest.mark.parametrize("num_groups", [2, 2.0, "two", 0, True])
+def test_groups_that_do_not_divide_the_channels_are_refused(num_groups):
+    with pytest.raises(InputError, match=f"num_groups must be a divisor of the 3 channels; got {num_groups!r}"):
+        GroupKalmanNorm(num_groups, 3)
+
+
+def test_a_negative_prior_variance_is_refused():
+    prior = Moments(torch.zeros(1, 3), torch.tensor([[1.0, -1.0, 1.0]]))
+    with pytest.raises(InputError, match=r"prior must have variances of at least 0; got -1\.0"):
+        kalman_norm(draw(4, 3), prior=prior, splits=2)
+
+
+def test_a_prior_whose_values_cannot_be_looked_at_is_taken():
+    x = draw(4, 3)
+
+    def normalize(var):
+        return kalman_norm(x.to(var.device), prior=Moments(torch.zeros_like(var), var), splits=2).output
+
+    var = torch.ones(1, 3, dtype=torch.float64)
+    check_close(torch.func.vjp(normalize, var)[0], normalize(var))
+    check_close(torch.compile(normalize, backend="eager", fullgraph=True)(var), normalize(var))
+    assert normalize(var.to("meta")).shape == x.shape
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_an_input_without_channels_is_refused(is_training):
+    with pytest.raises(InputError, match=r"the input must have samples and channels, .*; got shape \(3,\)"):
+        GroupKalmanNorm(1, 3).train(is_training)(torch.zeros(3))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])

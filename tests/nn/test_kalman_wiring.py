@@ -683,6 +683,11 @@ def test_a_user_can_add_a_rule():
     [
         ({"body.9": [["body.1"]]}, "sources must be of Kalman normalization layers"),
         ({"body.4": ["body.1"]}, "must be a list of paths"),
+        ({"body.4": 3}, "must be a list of paths; got 3"),
+        ({"body.4": [3]}, r"must be a list of paths; got \[3\]"),
+        ([("body.4", [["body.1"]])], r"sources must map names of layers to lists of paths; got a list"),
+        ("body.4", "sources must map names of layers to lists of paths; got a str"),
+        ({"body.4": [["body.1", ["body.3"]]]}, "operations with a propagation rule; got"),
         ({"body.4": [["body.7", "body.3"]]}, "sources must name modules"),
         ({"body.4": [["body.1", torch.sort]]}, "operations with a propagation rule"),
         ({"body.4": [["body.1"], ["body.1", "body.3"]]}, r"must each pass a convolution .*; got \['body.1'\]"),

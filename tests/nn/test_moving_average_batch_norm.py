@@ -240,6 +240,9 @@ def test_complex_and_integer_inputs_are_refused(dtype):
         ({"warmup_updates": -1}, "warmup_updates must be an integer of at least 0; got -1"),
         ({"r_max": 0.9}, "r_max must be at least 1; got 0.9"),
         ({"micro_batch_size": -2}, "micro_batch_size must be a positive integer or None; got -2"),
+        ({"r_max": "abc"}, "r_max must be at least 1; got 'abc'"),
+        ({"eps": -1.0}, "eps must be at least 0; got -1.0"),
+        ({"momentum": "none"}, "momentum must be between 0 and 1, or None; got 'none'"),
         ({"momentum": -0.1}, "momentum must be between 0 and 1, or None; got -0.1"),
     ],
 )

@@ -21,6 +21,8 @@ from anybatch.train.loop import start_training
 from anybatch.train.runtime import Runtime
 from anybatch.workloads import load_workload
 
+_OF_NAMES = ("centered_weights",)
+_TRUTH = {"true": True, "false": False}
 _PART_NOT_CALLED = (
     "--part must name a module that is called with positional arguments alone, for kinds that follow the graph; "
     "{!r} is not. Name the module around it."
@@ -82,7 +84,7 @@ def _part_of(model: nn.Module, name: str) -> nn.Module:
 
 def _options(given: list[str]) -> dict[str, Any]:
     pairs = dict(_pair(text) for text in given)
-    return {name: _value(text) for name, text in pairs.items()}
+    return {name: _names(text) if name in _OF_NAMES else _value(text) for name, text in pairs.items()}
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -90,6 +92,11 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise InputError(f"--option must be name=value, such as micro_batch_size=2; got {text!r}.")
     return name, value
+
+
+def _names(text: str) -> bool | list[str]:
+    """Return a truth value, or names of layers, which may be numbers."""
+    return _TRUTH[text.lower()] if text.lower() in _TRUTH else text.split(",")
 
 
 def _value(text: str) -> Any:
@@ -101,4 +108,4 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             pass
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return _TRUTH.get(text.lower(), text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+import torch.distributed
 from torch import nn
 
 from anybatch.errors import InputError
@@ -13,7 +15,8 @@ from anybatch.nn.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from anybatch.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
 from anybatch.nn.group_kalman_norm import GroupKalmanNorm
 from anybatch.nn.kalman_norm import KalmanNorm1d, KalmanNorm2d, KalmanNorm3d
-from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.kalman_options import OF_SPLITS, OPTION_NAMES
+from anybatch.nn.layer_settings import check_is_number, is_count
 from anybatch.nn.moving_average_batch_norm import (
     MovingAverageBatchNorm1d,
     MovingAverageBatchNorm2d,
@@ -24,9 +27,7 @@ Kind = Literal["ghost", "batch", "kalman", "group_kalman", "batch_renorm", "movi
 MOST_GROUPS = 32
 CHANNELS_OF_A_GROUP = 4
 _NO_STATISTICS = "the running statistics have no home in GroupNorm, so evaluation changes: train or fine-tune after it"
-_KALMAN_OPTIONS = tuple(option.name for option in fields(KalmanOptions))
 _KALMAN_ATTRIBUTES = ("options", "program", "latest", "was_recorded", "evaluated_size")
-_OF_SPLITS = ("splits", "micro_batch_size", "running_splits")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Target:
         types: what takes the place of BatchNorm1d, 2d and 3d, in this order.
         options: keyword arguments of the constructor that `convert` hands on, each an attribute of the layer too, or of
             its `options`.
+        checks: option -> what refuses a value of it that the layer would take.
         alternatives: options of which a layer has one.
         attributes: of the layer, that it sets by itself; never taken over from another layer.
         model_options: options of `convert` that concern the model and not a layer.
@@ -48,6 +50,7 @@ class Target:
 
     types: tuple[type[nn.Module], type[nn.Module], type[nn.Module]]
     options: tuple[str, ...] = ()
+    checks: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
     alternatives: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     model_options: tuple[str, ...] = ()
@@ -77,13 +80,28 @@ def group_arguments(num_channels: int, options: Mapping[str, Any]) -> dict[str, 
     most = max(1, min(MOST_GROUPS, num_channels // CHANNELS_OF_A_GROUP))
     divisors = [number for number in range(1, num_channels + 1) if num_channels % number == 0]
     num_groups = options.get("num_groups", max(number for number in divisors if number <= most))
-    if num_groups not in divisors:
-        near = sorted(divisors, key=lambda number: abs(number - num_groups))[:2]
+    if not is_count(num_groups) or num_groups not in divisors:
+        near = sorted(divisors, key=lambda number: abs(number - num_groups))[:2] if is_count(num_groups) else divisors
         raise InputError(
-            f"num_groups must divide the channels of every layer; got {num_groups} for {num_channels}. "
+            f"num_groups must divide the channels of every layer; got {num_groups!r} for {num_channels}. "
             f"Choose {' or '.join(map(str, sorted(near)))}, or leave it out to choose by layer."
         )
     return {"num_groups": num_groups, "num_channels": num_channels}
+
+
+def _check_process_group(value: Any) -> None:
+    if not isinstance(value, getattr(torch.distributed, "ProcessGroup", ())):
+        raise InputError(
+            f"process_group must be a process group of torch.distributed; got {value!r}. Leave it out for all ranks."
+        )
+
+
+def _check_centered_weights(value: Any) -> None:
+    is_named = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    if not isinstance(value, (bool, str)) and not is_named:
+        raise InputError(
+            f"centered_weights must be True, False or names of layers; got {value!r}. See `named_modules()` for these."
+        )
 
 
 def _one_group(num_channels: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +115,7 @@ TARGETS: Mapping[Kind, Target] = {
     "batch": Target((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
     "kalman": Target(
         (KalmanNorm1d, KalmanNorm2d, KalmanNorm3d),
-        options=_KALMAN_OPTIONS,
+        options=OPTION_NAMES,
         alternatives=("splits", "micro_batch_size"),
         attributes=_KALMAN_ATTRIBUTES,
         model_options=("sources",),
@@ -105,7 +123,7 @@ TARGETS: Mapping[Kind, Target] = {
     ),
     "group_kalman": Target(
         (GroupKalmanNorm, GroupKalmanNorm, GroupKalmanNorm),
-        options=("num_groups", *(name for name in _KALMAN_OPTIONS if name not in _OF_SPLITS)),
+        options=("num_groups", *(name for name in OPTION_NAMES if name not in OF_SPLITS)),
         attributes=_KALMAN_ATTRIBUTES,
         model_options=("sources",),
         is_wired=True,
@@ -115,11 +133,13 @@ TARGETS: Mapping[Kind, Target] = {
     "batch_renorm": Target(
         (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
         options=("micro_batch_size", "r_max", "d_max", "relaxation", "momentum"),
+        checks={name: partial(check_is_number, name) for name in ("r_max", "d_max")},
         needs_statistics=True,
     ),
     "moving_average": Target(
         (MovingAverageBatchNorm1d, MovingAverageBatchNorm2d, MovingAverageBatchNorm3d),
         options=("micro_batch_size", "num_averaged", "warmup_updates", "r_max", "momentum"),
+        checks={"centered_weights": _check_centered_weights},
         model_options=("centered_weights",),
         needs_statistics=True,
     ),
@@ -133,6 +153,7 @@ TARGETS: Mapping[Kind, Target] = {
     "sync": Target(
         (nn.SyncBatchNorm, nn.SyncBatchNorm, nn.SyncBatchNorm),
         options=("process_group",),
+        checks={"process_group": _check_process_group},
         note="SyncBatchNorm does not know its number of dimensions, so it is not converted back",
     ),
 }

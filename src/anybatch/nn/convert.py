@@ -180,6 +180,8 @@ def _check_options(kind: Kind, target: Target, given: Mapping[str, Any]) -> None
             f"options of kind {kind!r} must be {'among ' + ', '.join(known) if known else 'none'}; "
             f"got {', '.join(unknown)}. Leave them out."
         )
+    for name in given.keys() & target.checks.keys():
+        target.checks[name](given[name])
 
 
 def _check_bare(model: nn.Module) -> None:
@@ -316,8 +318,9 @@ def _weights_to_center(model: nn.Module, norms: tuple[str, ...], options: Mappin
     wanted = options.get("centered_weights", False)
     if isinstance(wanted, bool):
         return layers_before(model, norms) if wanted else ()
-    check_have_weights(model, wanted)
-    return tuple(wanted)
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    check_have_weights(model, names)
+    return names
 
 
 def _center(model: nn.Module, names: tuple[str, ...], *, uncenters: bool) -> list[str]:

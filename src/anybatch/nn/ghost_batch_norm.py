@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
+from anybatch.nn.layer_settings import check_eps, is_count
 from anybatch.nn.micro_batch_parts import check_input, check_tensors
 from anybatch.nn.part_normalization import GhostNormalized, normalize_parts
 
@@ -75,7 +76,7 @@ def ghost_batch_norm(
         shared out over the others, and running statistics are `advance_running_statistic`'s.
     """
     _check_ghost_batch_size(ghost_batch_size)
-    _check_eps(eps)
+    check_eps(eps)
     check_tensors(input, weight, bias)
     _check_more_than_one_value(input, ghost_batch_size)
     num_parts = count_ghost_batches(len(input), ghost_batch_size)
@@ -180,7 +181,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         dtype: Any = None,
     ) -> None:
         _check_ghost_batch_size(ghost_batch_size)
-        _check_eps(eps)
+        check_eps(eps)
         _check_running_update(running_update)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.ghost_batch_size = ghost_batch_size
@@ -264,15 +265,10 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
 
 
 def _check_ghost_batch_size(value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise InputError(
             f"ghost_batch_size must be a positive integer; got {value!r}. Choose 32, or the batch the net was tuned at."
         )
-
-
-def _check_eps(value: float) -> None:
-    if not value > 0:
-        raise InputError(f"eps must be above 0; got {value!r}. PyTorch's is 1e-5.")
 
 
 def _check_running_update(value: str) -> None:

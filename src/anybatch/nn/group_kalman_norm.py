@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from anybatch.errors import InputError
 from anybatch.nn.kalman_correction import Correction
 from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
-from anybatch.nn.kalman_options import KalmanOptions
+from anybatch.nn.kalman_options import OF_SPLITS, OPTION_NAMES, KalmanOptions, check_option_names
+from anybatch.nn.layer_settings import check_eps, is_count
 from anybatch.nn.micro_batch_parts import check_input
 from anybatch.nn.moments import Moments
 
@@ -105,8 +106,8 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
         **options: of `KalmanOptions`, without splits and running statistics.
 
     Raises:
-        InputError: an option that the layer does not have, complex or integer input, other channels, or a prior of
-            the wrong shape.
+        InputError: an option that the layer does not have, numbers out of range, groups that do not divide the
+            channels, complex or integer input, other channels, or a prior of the wrong shape.
 
     Example:
         >>> import torch
@@ -127,11 +128,14 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
         dtype: Any = None,
         **options: Any,
     ) -> None:
-        wrong = [name for name in ("splits", "micro_batch_size", "running_splits") if name in options]
+        check_eps(eps, may_be_zero=True)
+        _check_num_groups(num_groups, num_channels)
+        wrong = [name for name in OF_SPLITS if name in options]
         if wrong:
             raise InputError(
                 f"options of GroupKalmanNorm must leave out {', '.join(wrong)}; got {options}. Every sample is a split."
             )
+        check_option_names(options, [name for name in OPTION_NAMES if name not in OF_SPLITS])
         chosen = KalmanOptions(micro_batch_size=1, **options)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype)
         self._init_kalman(chosen)
@@ -161,3 +165,10 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
     def extra_repr(self) -> str:
         """Return what differs from the defaults."""
         return ", ".join(part for part in (super().extra_repr(), str(self.options)) if part)
+
+
+def _check_num_groups(num_groups: int, num_channels: int) -> None:
+    if not is_count(num_groups) or num_channels % num_groups:
+        raise InputError(
+            f"num_groups must be a divisor of the {num_channels} channels; got {num_groups!r}. 1 always does."
+        )

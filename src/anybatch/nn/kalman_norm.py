@@ -14,8 +14,9 @@ from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
-from anybatch.nn.kalman_options import KalmanOptions
-from anybatch.nn.micro_batch_parts import check_input, check_tensors
+from anybatch.nn.kalman_options import KalmanOptions, check_option_names
+from anybatch.nn.layer_settings import check_eps
+from anybatch.nn.micro_batch_parts import check_input, check_momentum, check_tensors
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits
 
@@ -52,8 +53,8 @@ def kalman_norm(
         The output, the observed and the posterior moments.
 
     Raises:
-        InputError: `splits` does not divide N, numbers out of range, complex or integer input, or tensors of the wrong
-            shape.
+        InputError: `splits` does not divide N, numbers out of range, a prior with a negative variance, complex or
+            integer input, or tensors of the wrong shape.
 
     Example:
         >>> x = torch.tensor([[1.0], [3.0], [-2.0], [2.0]])
@@ -65,14 +66,25 @@ def kalman_norm(
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it.
     """
     check_tensors(input, weight, bias)
+    check_eps(eps, may_be_zero=True)
     options = KalmanOptions(splits=splits, prior_weight=prior_weight, gain="fixed", gate=gate, ratio_limit=ratio_limit)
     num_splits = options.count_splits(len(input))
     if prior is not None:
         check_prior(prior, num_splits, input.shape[1])
+        _check_variances(prior.var)
     rule = Correction(eps, options.gate, ratio_limit)
     p = None if prior is None else torch.full((1,), prior_weight, device=input.device, dtype=wide_dtype(input))
     tensors = (weight, bias, *((None, None) if prior is None else prior[:2]), p)
     return normalize_splits(input, num_splits, rule, tensors)
+
+
+def _check_variances(var: Tensor) -> None:
+    """Refuse negative variances, where the values can be looked at."""
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if is_traced or type(var) not in (Tensor, nn.Parameter) or var.is_meta:
+        return
+    if (var < 0).any():
+        raise InputError(f"prior must have variances of at least 0; got {var.min().item()}. Square deviations.")
 
 
 class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
@@ -89,6 +101,9 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
         dtype: Any = None,
         **options: Any,
     ) -> None:
+        check_eps(eps, may_be_zero=True)
+        check_momentum(momentum)
+        check_option_names(options)
         chosen = KalmanOptions(**options)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self._init_kalman(chosen)
@@ -171,9 +186,9 @@ class KalmanNorm1d(_KalmanNorm, nn.BatchNorm1d):
         **options: of `KalmanOptions`: splits or micro_batch_size, prior_weight, gain, transition, state_space, ...
 
     Raises:
-        InputError: an option that does not exist, complex or integer input, other channels; in training, an empty
-            batch or one that does not divide into the splits, a prior of the wrong shape, or one value per channel and
-            split without a prior.
+        InputError: an option that does not exist, numbers out of range, complex or integer input, other channels; in
+            training, an empty batch or one that does not divide into the splits, a prior of the wrong shape, or one
+            value per channel and split without a prior.
 
     Example:
         >>> layer = KalmanNorm1d(1, micro_batch_size=2)

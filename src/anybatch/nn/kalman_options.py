@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from anybatch.errors import InputError
+from anybatch.nn.layer_settings import is_count, is_number
 from anybatch.nn.moments import Moments
 
 Gain = Literal["fixed", "learned", "adaptive"]
@@ -83,17 +84,21 @@ class KalmanOptions:
             _check_count("micro_batch_size", self.micro_batch_size)
             if self.splits != 1:
                 raise InputError(f"splits must be left out beside micro_batch_size; got {self.splits}. Choose one.")
-        if not 0 <= self.prior_weight <= 1:
+        if not (is_number(self.prior_weight) and 0 <= self.prior_weight <= 1):
             raise InputError(
-                f"prior_weight must be between 0 and 1; got {self.prior_weight}. The paper has 0.9 and 0.05."
+                f"prior_weight must be between 0 and 1; got {self.prior_weight!r}. The paper has 0.9 and 0.05."
             )
         if self.gain == "learned" and self.prior_weight in (0, 1):
             raise InputError(
                 f"prior_weight must be between 0 and 1 and neither, for gain 'learned'; got {self.prior_weight}. "
                 "Choose gain 'fixed'."
             )
-        if not self.ratio_limit > 0:
-            raise InputError(f"ratio_limit must be positive; got {self.ratio_limit}. The paper's code has 100.")
+        if not (is_number(self.ratio_limit) and self.ratio_limit > 0):
+            raise InputError(f"ratio_limit must be positive; got {self.ratio_limit!r}. The paper's code has 100.")
+        if not isinstance(self.detach_prior, bool):
+            raise InputError(
+                f"detach_prior must be True or False; got {self.detach_prior!r}. True cuts the prior's gradient."
+            )
         if self.prior is not None and not callable(self.prior):
             raise InputError(f"prior must be a function or None; got {self.prior!r}. It is called as `Prior` says.")
 
@@ -142,8 +147,29 @@ _CHOICES: dict[str, Any] = {
 }
 
 
+OPTION_NAMES = tuple(option.name for option in fields(KalmanOptions))
+OF_SPLITS = ("splits", "micro_batch_size", "running_splits")  # what a layer lacks that takes each sample for a split
+
+
+def check_option_names(given: Collection[str], known: Collection[str] = OPTION_NAMES) -> None:
+    """Refuse options that a layer does not have.
+
+    Args:
+        given: names.
+        known: those that it has.
+
+    Raises:
+        InputError: another name.
+    """
+    if unknown := [name for name in given if name not in known]:
+        raise InputError(
+            f"options must be among {', '.join(known)}; got {', '.join(unknown)}. Leave "
+            f"{'it' if len(unknown) == 1 else 'them'} out."
+        )
+
+
 def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value):
         raise InputError(f"{name} must be a positive integer; got {value!r}. Choose 1 or more.")
 
 

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from anybatch.errors import InputError
+from anybatch.nn.layer_settings import is_count, is_number
 
 
 def count_parts(input: Tensor, micro_batch_size: int | None) -> int:
@@ -68,13 +69,22 @@ def check_input(input: Tensor, num_channels: int) -> None:
         num_channels: C of the layer.
 
     Raises:
-        InputError: as for `check_is_real`, or another number of channels.
+        InputError: as for `check_is_real`, an input without channels, or another number of them.
     """
     check_is_real(input)
+    _check_has_channels(input)
     if input.shape[1] != num_channels:
         raise InputError(
             f"the input must have the {num_channels} channels of the layer; got {input.shape[1]}, in an input of shape "
             f"{tuple(input.shape)}. Channels are its second dimension."
+        )
+
+
+def _check_has_channels(input: Tensor) -> None:
+    if input.dim() < 2:
+        raise InputError(
+            f"the input must have samples and channels, (N, C) or (N, C, *); got shape {tuple(input.shape)}. Channels "
+            "are its second dimension."
         )
 
 
@@ -90,11 +100,7 @@ def check_tensors(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> 
         InputError: as for `check_is_real`, an input without channels, or another number of weights.
     """
     check_is_real(input)
-    if input.dim() < 2:
-        raise InputError(
-            f"the input must have samples and channels, (N, C) or (N, C, *); got shape {tuple(input.shape)}. Channels "
-            "are its second dimension."
-        )
+    _check_has_channels(input)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.shape != input.shape[1:2]:
             raise InputError(
@@ -112,7 +118,7 @@ def check_micro_batch_size(value: int | None) -> None:
     Raises:
         InputError: anything else.
     """
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value is not None and not is_count(value):
         raise InputError(
             f"micro_batch_size must be a positive integer or None; got {value!r}. None takes the whole batch."
         )
@@ -127,7 +133,7 @@ def check_momentum(value: float | None) -> None:
     Raises:
         InputError: anything else.
     """
-    if value is not None and not 0 <= value <= 1:
+    if value is not None and not (is_number(value) and 0 <= value <= 1):
         raise InputError(f"momentum must be between 0 and 1, or None; got {value!r}. It is the weight of a new value.")
 
 

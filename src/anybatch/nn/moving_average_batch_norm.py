@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from anybatch.errors import InputError
+from anybatch.nn.layer_settings import check_eps, is_number
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
 
@@ -43,6 +44,7 @@ class _MovingAverageBatchNorm(nn.modules.batchnorm._BatchNorm):
     ) -> None:
         check_micro_batch_size(micro_batch_size)
         check_momentum(momentum)
+        check_eps(eps, may_be_zero=True)
         _check_averages(num_averaged, warmup_updates, r_max)
         super().__init__(num_features, eps, momentum, affine, True, device, dtype)
         self.micro_batch_size = micro_batch_size
@@ -245,5 +247,5 @@ def _check_averages(num_averaged: int, warmup_updates: int, r_max: float) -> Non
             raise InputError(
                 f"{name} must be an integer of at least {least}; got {value!r}. Leave it out for the authors'."
             )
-    if not r_max >= 1:
+    if not (is_number(r_max) and r_max >= 1):
         raise InputError(f"r_max must be at least 1; got {r_max!r}. 1 corrects nothing, 5 is the authors'.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -32,9 +32,14 @@ def find_named_sources(
         The places.
 
     Raises:
-        InputError: a name that does not exist, an operation without a rule, a transition other than "analytic", or a
-            sum of raw moments of a normalized tensor and others.
+        InputError: what is no map to lists of paths, a name that does not exist, an operation without a rule, a
+            transition other than "analytic", or a sum of raw moments of a normalized tensor and others.
     """
+    if not isinstance(sources, Mapping):
+        raise InputError(
+            f"sources must map names of layers to lists of paths; got a {type(sources).__name__}. "
+            "Write {'bn2': [['bn1', torch.relu, 'conv2']]}."
+        )
     unknown = [name for name in sources if name not in layers]
     if unknown:
         raise InputError(f"sources must be of Kalman normalization layers; got {unknown}. Choose from {list(layers)}.")
@@ -62,11 +67,15 @@ def find_named_sources(
 
 
 def _check_paths(name: str, paths: Any) -> None:
-    if isinstance(paths, str) or not paths or any(isinstance(path, str) or not path for path in paths):
+    if not _is_list(paths) or not all(map(_is_list, paths)):
         raise InputError(
             f"sources of {name!r} must be a list of paths; got {paths!r}. "
             "Write [['bn1', torch.relu, 'conv2']] for a single path."
         )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
 
 
 def _check_scales(model: nn.Module, name: str, paths: Sequence[Path]) -> None:
@@ -103,7 +112,7 @@ def _operation(model: nn.Module, step: Any) -> Any:
 def _follow(model: nn.Module, place: Place, path: Path) -> Place:
     for each in path:
         operation = _operation(model, each)
-        rule = find_propagation_rule(operation)
+        rule = find_propagation_rule(operation) if isinstance(operation, Hashable) else None
         if rule is None:
             raise InputError(
                 f"a path must consist of operations with a propagation rule; got {each!r}. Add one by "
