@@ -368,14 +368,42 @@ def test_groups_that_do_not_divide_are_refused_before_anything_changes():
     assert type(model[0]) is nn.BatchNorm2d
 
 
-def test_sync_batch_norm_is_torchs_own_and_a_last_stop():
-    model = small_model()
-    conversion = convert(model, "sync")
-    assert type(model[1]) is type(model[5]) is nn.SyncBatchNorm
-    assert "not converted back" in str(conversion)
-    assert model.eval()(images(4, 8)).isfinite().all()
-    with pytest.raises(InputError, match=r"layer '1' must be exactly .*; got SyncBatchNorm\."):
+def test_sync_batch_norm_is_torchs_own_and_comes_back():
+    model = small_model().append(nn.Unflatten(1, (8, 1, 1, 1))).append(nn.BatchNorm3d(8, momentum=None)).eval()
+    original, tensors = repr(model), model.state_dict(keep_vars=True)
+    wanted = model(images(4, 8))
+    convert(model, "sync")
+    assert type(model[1]) is type(model[5]) is type(model[7]) is nn.SyncBatchNorm
+    assert torch.equal(model(images(4, 8)), wanted)
+    model = copy.deepcopy(model)
+    assert convert(model, "sync").replaced == convert(model, "ghost").replaced == ("1", "5", "7")
+    assert type(model[1]) is GhostBatchNorm2d
+    convert(model, "sync")
+    assert convert(model, "batch").replaced == ("1", "5", "7")
+    assert repr(model) == original
+    assert vars(model[1]).keys() == vars(nn.BatchNorm2d(8)).keys()
+    assert model.state_dict().keys() == tensors.keys()
+    assert torch.equal(model(images(4, 8)), wanted)
+
+
+def test_sync_batch_norm_of_another_hand_is_left_alone_and_told():
+    model = nn.Sequential(nn.SyncBatchNorm(8))
+    with pytest.raises(InputError, match=r"layer '0' must be exactly .*; got SyncBatchNorm\."):
         convert(model, "ghost")
+    conversion = convert(model, "batch")
+    assert conversion.replaced == ()
+    assert "note: SyncBatchNorm does not say how many dimensions it had: 1 stay as they are" in str(conversion)
+
+
+@pytest.mark.parametrize("kind", ["group", "layer"])
+def test_the_way_back_from_group_norm_says_why_there_is_none(kind):
+    model = small_model()
+    convert(model, kind)
+    for to in ("batch", "ghost"):
+        conversion = convert(model, to)
+        assert conversion.replaced == ()
+        assert f"note: GroupNorm keeps no running statistics, so its 2 layers cannot become {to!r}" in str(conversion)
+    assert "GroupNorm" not in str(convert(model, kind))
 
 
 # ------------------------------------------------------------------------------------------- centred weights

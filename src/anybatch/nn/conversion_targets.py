@@ -24,6 +24,7 @@ from anybatch.nn.moving_average_batch_norm import (
 )
 
 Kind = Literal["ghost", "batch", "kalman", "group_kalman", "batch_renorm", "moving_average", "group", "layer", "sync"]
+DIMENSION = "batch_norm_dimension"  # attribute of a SyncBatchNorm that `convert` made
 MOST_GROUPS = 32
 CHANNELS_OF_A_GROUP = 4
 _NO_STATISTICS = "the running statistics have no home in GroupNorm, so evaluation changes: train or fine-tune after it"
@@ -154,7 +155,7 @@ TARGETS: Mapping[Kind, Target] = {
         (nn.SyncBatchNorm, nn.SyncBatchNorm, nn.SyncBatchNorm),
         options=("process_group",),
         checks={"process_group": _check_process_group},
-        note="SyncBatchNorm does not know its number of dimensions, so it is not converted back",
+        attributes=(DIMENSION,),
     ),
 }
 BATCH_TYPES = TARGETS["batch"].types
@@ -172,3 +173,15 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
     """Return whether a layer is torchvision's FrozenBatchNorm2d, without importing torchvision."""
     kind = type(module)
     return kind.__name__ == "FrozenBatchNorm2d" and kind.__module__.startswith("torchvision.")
+
+
+def knows_dimension(module: nn.Module) -> bool:
+    """Return whether a layer is a SyncBatchNorm that `convert` put in the place of a BatchNorm1d, 2d or 3d."""
+    return type(module) is nn.SyncBatchNorm and DIMENSION in vars(module)
+
+
+def dimension_of(layer: nn.Module) -> int:
+    """Return which of the types of a target takes a layer's place: 0 for BatchNorm1d, 1 for 2d, 2 for 3d."""
+    if knows_dimension(layer):
+        return vars(layer)[DIMENSION]
+    return next((index for index, kind in enumerate(BATCH_TYPES) if isinstance(layer, kind)), 1)

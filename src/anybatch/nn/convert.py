@@ -16,13 +16,16 @@ from anybatch.errors import InputError
 from anybatch.nn.centered_weights import center_weights, check_have_weights, layers_before, uncenter_weights
 from anybatch.nn.conversion_targets import (
     BATCH_TYPES,
+    DIMENSION,
     OWN_ATTRIBUTES,
     OWN_TYPES,
     TARGETS,
     WITHOUT_STATISTICS,
     Kind,
     Target,
+    dimension_of,
     is_frozen_batch_norm,
+    knows_dimension,
 )
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_wiring import Wiring, table_of, unwire_kalman, wire_kalman
@@ -109,7 +112,8 @@ def convert(
     Raises:
         InputError: what is no model or no optimizer, an unknown kind, an option that the kind does not have, a model
             that is wrapped or compiled, or a batch normalization that is not exactly one of torch's: a lazy one, whose
-            shape is unknown, SyncBatchNorm, and subclasses, whose own behaviour would be lost; a layer whose forward
+            shape is unknown, a SyncBatchNorm of another hand, and subclasses, whose own behaviour would be lost; a
+            layer whose forward
             is compiled or patched, or that has a load_state_dict pre-hook, which hold the old object.
 
     Example:
@@ -143,10 +147,26 @@ def convert(
     notes += _center(model, centred, uncenters=was_centred and to != "moving_average")
     notes += rebind(optimizer, new, {parameter: name for name, parameter in converted.named_parameters()})
     notes += _of_other_tensors(new)
+    notes += _of_left_layers(converted, to, is_empty=not new)
     if not new and to != "batch":
         notes.append("there is no batch normalization in it, so nothing to replace")
     found = {} if wiring is None else vars(wiring)
     return Conversion(converted, to, tuple(old), notes=tuple(notes), **found)
+
+
+def _of_left_layers(model: nn.Module, to: Kind, *, is_empty: bool) -> list[str]:
+    """Say why normalization layers stay that may have been meant."""
+    foreign = sum(isinstance(each, nn.SyncBatchNorm) and not knows_dimension(each) for each in model.modules())
+    groups = sum(isinstance(each, nn.GroupNorm) for each in model.modules())
+    notes = []
+    if foreign:
+        notes.append(f"SyncBatchNorm does not say how many dimensions it had: {foreign} stay as they are")
+    if is_empty and groups and TARGETS[to].arguments is None:
+        notes.append(
+            f"GroupNorm keeps no running statistics, so its {groups} layers cannot become {to!r}: convert a model "
+            "that has batch norm still"
+        )
+    return notes
 
 
 def _of_other_tensors(new: Mapping[nn.Module, nn.Module]) -> list[str]:
@@ -202,7 +222,7 @@ def _find_layers(model: nn.Module, kind: Kind) -> dict[str, nn.Module]:
     sources = OWN_TYPES if kind == "batch" else _BatchNorm
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, sources) or is_frozen_batch_norm(module):
+        if isinstance(module, sources) or is_frozen_batch_norm(module) or knows_dimension(module):
             _check_replaceable(name, module, kind)
             found[name] = module
         elif isinstance(module, WITHOUT_STATISTICS):
@@ -221,7 +241,8 @@ def _check_needs_none(name: str, layer: nn.Module, kind: Kind) -> None:
 
 def _check_replaceable(name: str, layer: nn.Module, kind: Kind) -> None:
     where = f"layer {name!r}" if name else "the model"
-    if type(layer) not in (*BATCH_TYPES, *OWN_TYPES) and not is_frozen_batch_norm(layer):
+    is_known = type(layer) in (*BATCH_TYPES, *OWN_TYPES) or knows_dimension(layer)
+    if not is_known and not is_frozen_batch_norm(layer):
         is_lazy = isinstance(layer, LazyModuleMixin)
         raise InputError(
             f"{where} must be exactly a BatchNorm1d, BatchNorm2d or BatchNorm3d; got {type(layer).__name__}. "
@@ -283,7 +304,7 @@ def _parameter(old: nn.Module, name: str) -> nn.Parameter | None:
 
 def _new_layer(old: Any, target: Target, options: Mapping[str, Any]) -> nn.Module:
     frozen = is_frozen_batch_norm(old)
-    dimension = next((index for index, kind in enumerate(BATCH_TYPES) if isinstance(old, kind)), 1)
+    dimension = dimension_of(old)
     tensors = [tensor for tensor in (*old._parameters.values(), *old._buffers.values()) if tensor is not None]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     place = {"device": floating[0].device, "dtype": floating[0].dtype} if floating else {}
@@ -298,7 +319,10 @@ def _new_layer(old: Any, target: Target, options: Mapping[str, Any]) -> nn.Modul
     given["affine"] = frozen or old.affine
     if not target.needs_statistics and target.arguments is None:
         given["track_running_stats"] = frozen or old.track_running_stats
-    return target.types[dimension](**given, **place)
+    new = target.types[dimension](**given, **place)
+    if isinstance(new, nn.SyncBatchNorm):
+        vars(new)[DIMENSION] = dimension
+    return new
 
 
 def put_in_place(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
