@@ -185,6 +185,72 @@ def test_a_converted_checkpoint_loads_into_the_converted_model(run, tmp_path):
     assert torch.equal(other[0].weight, model[0].weight)
 
 
+WAYS_BACK = {
+    "kalman": [],
+    "kalman with other tensors": ["gain=adaptive", "transition=learned"],
+    "moving_average": [],
+    "moving_average with other tensors": ["num_averaged=4", "centered_weights=true"],
+    "ghost": [],
+    "sync": [],
+}
+
+
+def deep():
+    return normed(
+        model=lambda: nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        )
+    )
+
+
+@pytest.mark.parametrize("way", WAYS_BACK)
+def test_a_converted_checkpoint_comes_back_to_batch_norm(run, tmp_path, way):
+    kind, options = way.split()[0], [part for option in WAYS_BACK[way] for part in ("--option", option)]
+    first, plain = deep().model(), deep().model()
+    torch.save(first.state_dict(), tmp_path / "in.pt")
+    there = ["--to", kind, *options, "--checkpoint", tmp_path / "in.pt", "--save", tmp_path / "kind.pt"]
+    assert run(f"{FILE}:deep", *there)[0] == 0
+    settings = [part.replace("--option", "--checkpoint-option") for part in options]
+    back = ["--to", "batch", "--checkpoint", tmp_path / "kind.pt", "--checkpoint-kind", kind, *settings]
+    code, out, err = run(f"{FILE}:deep", *back, "--save", tmp_path / "out.pt")
+    assert (code, err) == (0, "")
+    assert out.startswith("layers replaced: 2, kind: batch")
+    plain.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+    if "centered_weights=true" in options:
+        convert(first, "moving_average", centered_weights=True)
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(plain.eval()(x), first.eval()(x))
+
+
+def test_a_converted_checkpoint_goes_on_to_the_same_kind_with_what_it_learnt(run, tmp_path):
+    model = convert(deep().model(), "kalman", sources={"4": [["1", torch.relu, "3"]]}).model
+    model[4].prior_logit.data.fill_(0.7)
+    torch.save(model.state_dict(), tmp_path / "in.pt")
+    saved = ["--checkpoint", tmp_path / "in.pt", "--checkpoint-kind", "kalman"]
+    code, out, _ = run(f"{FILE}:deep", "--to", "kalman", *saved, "--save", tmp_path / "out.pt")
+    assert code == 0
+    assert "layers with a prior: 1 of 2" in out
+    assert torch.load(tmp_path / "out.pt", weights_only=True)["4.prior_logit"].item() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("part", ["body", "body.4"])
+def test_a_checkpoint_of_a_converted_part_comes_back(run, tmp_path, part):
+    command = [f"{FILE}:of_parts", "--part", part]
+    assert run(*command, "--to", "kalman", "--save", tmp_path / "kind.pt")[0] == 0
+    back = ["--to", "batch", "--checkpoint", tmp_path / "kind.pt", "--checkpoint-kind", "kalman"]
+    assert run(*command, *back, "--save", tmp_path / "out.pt")[0] == 0
+    assert torch.load(tmp_path / "out.pt", weights_only=True).keys() == Detector().state_dict().keys()
+
+
+def test_a_checkpoint_of_another_kind_is_refused_with_the_option_that_names_it(run, tmp_path):
+    run(f"{FILE}:deep", "--to", "kalman", "--save", tmp_path / "kind.pt")
+    code, _, err = run(f"{FILE}:deep", "--to", "batch", "--checkpoint", tmp_path / "kind.pt", "--dry-run")
+    said = " ".join(err.split())
+    assert code == 2
+    assert 'the checkpoint must fit the workload\'s model; Unexpected key(s) in state_dict: "4.prior_logit".' in said
+    assert "name what batch norm was by --checkpoint-kind" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -195,6 +261,11 @@ def test_a_converted_checkpoint_loads_into_the_converted_model(run, tmp_path):
         (["--to", "group", "--dry-run", "--option", "num_groups=3"], "num_groups must divide the channels of every"),
         (["--to", "batch", "--dry-run", "--option", "x=1"], "options of kind 'batch' must be none; got x"),
         (["--to", "group", "--dry-run", "--option", "num_groups=two"], "num_groups must divide the channels of every"),
+        (
+            ["--to", "batch", "--dry-run", "--checkpoint-kind", "kalman"],
+            "--checkpoint-kind must come with --checkpoint",
+        ),
+        (["--to", "batch", "--dry-run", "--checkpoint-option", "gain=fixed"], "--checkpoint-option must come with"),
         (["--to", "kalman", "--dry-run", "--option", "prior_weight=abc"], "prior_weight must be between 0 and 1; got"),
         (["--to", "kalman", "--dry-run", "--option", "ratio_limit=abc"], "ratio_limit must be positive; got 'abc'"),
         (["--to", "kalman", "--dry-run", "--option", "detach_prior=maybe"], "detach_prior must be True or False; got"),

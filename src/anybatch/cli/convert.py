@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,20 @@ from anybatch.cli import common_options as common
 from anybatch.cli import convert_options as own
 from anybatch.cli.outputs import check_writable
 from anybatch.errors import InputError
-from anybatch.nn.conversion_targets import TARGETS
+from anybatch.nn.conversion_targets import TARGETS, Kind
+from anybatch.nn.convert import Conversion, put_in_place
 from anybatch.nn.convert import convert as convert_model
-from anybatch.nn.convert import put_in_place
 from anybatch.train.checkpoint import load_weights, put_weights
 from anybatch.train.example_inputs import find_example_inputs
 from anybatch.train.loop import start_training
 from anybatch.train.runtime import Runtime
+from anybatch.workload import Workload
 from anybatch.workloads import load_workload
 
+_NAME_ITS_KIND = (
+    "If it was saved after a conversion, name what batch norm was by --checkpoint-kind, and its options by "
+    "--checkpoint-option."
+)
 _OF_NAMES = ("centered_weights",)
 _TRUTH = {"true": True, "false": False}
 _PART_NOT_CALLED = (
@@ -39,6 +45,8 @@ def convert(
     part: own.Part = None,
     dry_run: own.DryRun = False,
     checkpoint: own.Checkpoint = None,
+    checkpoint_kind: own.CheckpointKind = None,
+    checkpoint_option: own.CheckpointOption = None,
     save: own.Save = None,
     option: own.Option = None,
     data_root: common.DataRoot = None,
@@ -51,26 +59,61 @@ def convert(
     [b]anybatch convert scenes-faster-rcnn --to kalman --part backbone.body --dry-run[/b]
 
     [b]anybatch convert path/to/file.py:function --to batch_renorm --checkpoint model.pt --save renorm.pt[/b]
+
+    [b]anybatch convert path/to/file.py:function --to batch --checkpoint k.pt --checkpoint-kind kalman --save b.pt[/b]
     """
     if dry_run == (save is not None):
         raise InputError("convert must be given --dry-run, to show what would be done, or --save FILE; give one.")
+    _check_checkpoint(checkpoint, checkpoint_kind, checkpoint_option)
     check_writable(save)
     given = load_workload(workload, data_root)
     model = start_training(given, Runtime(torch.device("cpu")), seed=0).model
+    kinds: list[Kind] = [to] if checkpoint_kind is None else [checkpoint_kind, to]
+    inputs = _example_inputs(given, model, part) if any(TARGETS[kind].is_wired for kind in kinds) else None
+    if checkpoint_kind is not None:
+        model, _ = _convert(model, part, checkpoint_kind, checkpoint_option, inputs)
     if checkpoint is not None:
-        put_weights(model, load_weights(checkpoint))
-    module = model if part is None else _part_of(model, part)
-    inputs = find_example_inputs(given, model, module) if TARGETS[to].is_wired else None
-    if TARGETS[to].is_wired and inputs is None:
-        raise InputError(_MODEL_NOT_CALLED if part is None else _PART_NOT_CALLED.format(part))
-    conversion = convert_model(module, to, example_inputs=inputs, **_options(option or []))
-    if part is None:
-        model = conversion.model
-    else:
-        put_in_place(model, {module: conversion.model})
+        _load(model, checkpoint)
+    model, conversion = _convert(model, part, to, option, inputs)
     Console(highlight=False).print(str(conversion), soft_wrap=True, markup=False)
     if save is not None:
         torch.save(model.state_dict(), save)
+
+
+def _check_checkpoint(checkpoint: Path | None, kind: Kind | None, options: list[str] | None) -> None:
+    if kind is not None and checkpoint is None:
+        raise InputError(f"--checkpoint-kind must come with --checkpoint; got {kind} alone. Name the file too.")
+    if options and kind is None:
+        raise InputError(
+            f"--checkpoint-option must come with --checkpoint-kind; got {options[0]} alone. Name the kind."
+        )
+
+
+def _example_inputs(workload: Workload, model: nn.Module, part: str | None) -> Any:
+    inputs = find_example_inputs(workload, model, model if part is None else _part_of(model, part))
+    if inputs is None:
+        raise InputError(_MODEL_NOT_CALLED if part is None else _PART_NOT_CALLED.format(part))
+    return inputs
+
+
+def _convert(
+    model: nn.Module, part: str | None, to: Kind, options: list[str] | None, inputs: Any
+) -> tuple[nn.Module, Conversion]:
+    """Convert a model or a part of it, and return the model with what was done."""
+    module = model if part is None else _part_of(model, part)
+    conversion = convert_model(module, to, example_inputs=inputs, **_options(options or []))
+    if part is None:
+        return conversion.model, conversion
+    put_in_place(model, {module: conversion.model})
+    return model, conversion
+
+
+def _load(model: nn.Module, checkpoint: Path) -> None:
+    weights = load_weights(checkpoint)
+    try:
+        put_weights(model, weights)
+    except InputError as error:
+        raise InputError(f"{error} {_NAME_ITS_KIND}") from error
 
 
 def _part_of(model: nn.Module, name: str) -> nn.Module:

@@ -17,6 +17,20 @@ Part = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the table of layers and write nothing.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to convert. \\[default: fresh ones]")]
+CheckpointKind = Annotated[
+    Kind | None,
+    typer.Option(
+        help="What batch norm was when the checkpoint was saved, such as kalman; to convert it back, --to batch. "
+        "\\[default: batch]"
+    ),
+]
+CheckpointOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Of the checkpoint's kind, as it was converted, such as gain=adaptive; those that change the tensors are "
+        "needed. May be repeated."
+    ),
+]
 Save = Annotated[Path | None, typer.Option(help="Write the converted model's state dict.")]
 Option = Annotated[
     list[str] | None, typer.Option(help="Of the kind, as name=value, such as micro_batch_size=2; may be repeated.")
