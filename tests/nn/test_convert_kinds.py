@@ -150,6 +150,117 @@ def test_networks_of_timm_convert(name):
     assert len(convert(model, "batch").replaced) == num_norms
 
 
+# ------------------------------------------------------------------------------------------- batch norm that activates
+
+
+def activated_model(act_layer=nn.ReLU, **options):
+    """Two of timm's layers that normalize, drop and activate."""
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    norms = [layers.BatchNormAct2d(8, eps=0.01, act_layer=act_layer, **options) for _ in range(2)]
+    return trained_a_little(nn.Sequential(nn.Conv2d(3, 8, 3), norms[0], nn.Conv2d(8, 8, 3), norms[1]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["resnetv2_50", "skresnet18", "efficientnet_b0", "mobilenetv3_small_050", "densenet121"]
+)
+def test_networks_of_timm_whose_norms_activate_convert_and_come_back(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    original = trained_a_little(timm.create_model(name)).eval()
+    model = copy.deepcopy(original)
+    wanted = model(images())
+    num_norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    for kind in ("ghost", "kalman", "sync"):
+        assert len(converted(model, kind).replaced) == num_norms
+        assert torch.equal(model(images()), wanted), kind
+        model.load_state_dict(original.state_dict())
+    assert len(convert(model, "batch").replaced) == num_norms
+    assert torch.equal(model(images()), wanted)
+    assert repr(model) == repr(original)
+
+
+@pytest.mark.parametrize("kind", [*KEEPING, "sync"])
+def test_a_norm_that_activates_keeps_its_tensors_activation_and_names(kind):
+    model = activated_model(act_layer=nn.LeakyReLU, drop_layer=nn.Dropout).eval()
+    old, names = model[1], model.state_dict().keys()
+    wanted = model(images(4, 8))
+    assert converted(model, kind, 8).replaced == ("1", "3")
+    new = model[1]
+    assert (new.act, new.drop, new.eps) == (old.act, old.drop, 0.01)
+    assert all(getattr(new, name) is getattr(old, name) for name in ("weight", "bias", *STATISTICS))
+    assert names <= model.state_dict().keys()
+    assert torch.equal(copy.deepcopy(model)(images(4, 8)), wanted)
+    convert(model, "batch")
+    assert type(model[1]) is type(old)
+    assert vars(model[1]).keys() == vars(old).keys()
+    assert torch.equal(model(images(4, 8)), wanted)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_norm_that_activates_trains_and_activates_under_every_kind(kind):
+    model = activated_model()
+    conversion = converted(model, kind, 8)
+    if kind == "sync":  # which trains on accelerators alone
+        model.eval()
+    output = model(images(4, 8))
+    assert (output >= 0).all()
+    assert (output == 0).any()
+    output.square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert len(str(conversion).splitlines()) >= 1 + len(conversion.replaced)
+    assert all("ReLU" in row for row in str(conversion).splitlines()[1 : 1 + len(conversion.replaced)])
+
+
+def test_options_of_a_norm_that_activates_are_kept():
+    model = activated_model()
+    convert(model, "ghost", ghost_batch_size=2)
+    convert(model, "ghost", running_update="average")
+    assert (model[1].ghost_batch_size, model[1].running_update) == (2, "average")
+    assert isinstance(model[1], GhostBatchNorm2d)
+
+
+@pytest.mark.parametrize("kind", WIRED)
+@pytest.mark.parametrize("sources", [None, {"3": [["1", "2"]]}])
+def test_a_prior_counts_the_activation_of_the_norm_before_it(kind, sources):
+    model = activated_model(drop_layer=nn.Dropout2d)
+    plain = nn.Sequential(model[0], nn.BatchNorm2d(8, eps=0.01), nn.ReLU(), model[2], nn.BatchNorm2d(8, eps=0.01))
+    plain[1].load_state_dict(model[1].state_dict())
+    plain[4].load_state_dict(model[3].state_dict())
+    model[1].drop.p = 0.0
+    priors = []
+    for each, path in ((model, sources), (plain, sources and {"4": [["1", "2", "3"]]})):
+        inputs = images(4, 8) if sources is None else None
+        conversion = convert(each, kind, example_inputs=inputs, sources=path)
+        assert (len(conversion.priors), conversion.cuts) == (1, {})
+        each(images(4, 8))
+        priors.append(each[-1].latest.prior)
+    torch.testing.assert_close(priors[0].mean, priors[1].mean)
+    torch.testing.assert_close(priors[0].var, priors[1].var)
+
+
+class Square(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+
+    def forward(self, input):
+        return input.square()
+
+
+def test_behind_a_norm_whose_activation_has_no_rule_is_a_cut():
+    model = activated_model(act_layer=Square)
+    conversion = converted(model, "kalman", 8)
+    assert conversion.cuts == {"behind 1": "no rule for Square, the activation of the layer"}
+    assert conversion.priors == {"3": "behind 1"}
+    model(images(4, 8))
+    hidden = model[1](model[0](images(4, 8)))
+    assert model[3].latest.prior is not None
+    assert (hidden >= 0).all()
+    with pytest.raises(InputError, match="must begin at a layer whose activation has a propagation rule; got no rule"):
+        convert(model, "kalman", sources={"3": [["1", "2"]]})
+
+
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_a_network_of_timm_that_works_in_place_trains_under_every_kind(kind):
     timm = pytest.importorskip("timm")

@@ -177,7 +177,7 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
 
 def knows_dimension(module: nn.Module) -> bool:
     """Return whether a layer is a SyncBatchNorm that `convert` put in the place of a BatchNorm1d, 2d or 3d."""
-    return type(module) is nn.SyncBatchNorm and DIMENSION in vars(module)
+    return isinstance(module, nn.SyncBatchNorm) and DIMENSION in vars(module)
 
 
 def dimension_of(layer: nn.Module) -> int:

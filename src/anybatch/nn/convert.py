@@ -13,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim import Optimizer
 
 from anybatch.errors import InputError
+from anybatch.nn.activated_norms import ACTIVATED, activated_type, is_activated
 from anybatch.nn.centered_weights import center_weights, check_have_weights, layers_before, uncenter_weights
 from anybatch.nn.conversion_targets import (
     BATCH_TYPES,
@@ -62,7 +63,7 @@ class Conversion:
 
     def __str__(self) -> str:
         """Return a table of the replaced layers, and what there is to know."""
-        layers = {name: str(self.model.get_submodule(name)) for name in self.replaced}
+        layers = {name: " ".join(str(self.model.get_submodule(name)).split()) for name in self.replaced}
         sections = [
             [f"layers replaced: {len(layers)}, kind: {self.kind}", *table_of(layers)],
             str(Wiring(dict(self.priors), dict(self.cuts), dict(self.fallbacks))).splitlines()
@@ -93,7 +94,8 @@ def convert(
 
     Args:
         model: any module; a layer used in several places stays shared. BatchNorm1d/2d/3d are replaced, torchvision's
-            FrozenBatchNorm2d, whose weights stay frozen, and what an earlier conversion put in their place.
+            FrozenBatchNorm2d, whose weights stay frozen, timm's BatchNormAct2d, whose activation stays, and what an
+            earlier conversion put in their place.
         to: "ghost", "kalman", "group_kalman", "batch_renorm", "moving_average": layers of this package; "group":
             GroupNorm; "layer": GroupNorm of one group; "sync": SyncBatchNorm; "batch": BatchNorm again, as for
             deployment. A layer that is of the kind already keeps the options that are not given.
@@ -241,7 +243,7 @@ def _check_needs_none(name: str, layer: nn.Module, kind: Kind) -> None:
 
 def _check_replaceable(name: str, layer: nn.Module, kind: Kind) -> None:
     where = f"layer {name!r}" if name else "the model"
-    is_known = type(layer) in (*BATCH_TYPES, *OWN_TYPES) or knows_dimension(layer)
+    is_known = type(layer) in (*BATCH_TYPES, *OWN_TYPES) or knows_dimension(layer) or is_activated(layer)
     if not is_known and not is_frozen_batch_norm(layer):
         is_lazy = isinstance(layer, LazyModuleMixin)
         raise InputError(
@@ -268,7 +270,8 @@ def _holds_module(hook: Any) -> bool:
 def _options_for(old: nn.Module, target: Target, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a layer in the place of an old one: those given, and those that one of its kind has."""
     given = {name: value for name, value in options.items() if name in target.options}
-    chosen = {**_own_options(old, target, given), **given} if type(old) in target.types else given
+    is_of_the_kind = type(old) in target.types or type(old) is ACTIVATED.get(target.types[1])
+    chosen = {**_own_options(old, target, given), **given} if is_of_the_kind else given
     return {name: value for name, value in chosen.items() if value is not None}
 
 
@@ -319,7 +322,9 @@ def _new_layer(old: Any, target: Target, options: Mapping[str, Any]) -> nn.Modul
     given["affine"] = frozen or old.affine
     if not target.needs_statistics and target.arguments is None:
         given["track_running_stats"] = frozen or old.track_running_stats
-    new = target.types[dimension](**given, **place)
+    layer_type = target.types[dimension]
+    new = (activated_type(layer_type) if is_activated(old) else layer_type)(**given, **place)
+    new._modules.update(old._modules)
     if isinstance(new, nn.SyncBatchNorm):
         vars(new)[DIMENSION] = dimension
     return new

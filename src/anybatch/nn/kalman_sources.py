@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from anybatch.nn.activated_norms import Activated
 from anybatch.nn.carried_moments import Attribute, BehindNorm, Cut, Place, Step, with_moments
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_options import KalmanOptions
@@ -164,7 +165,10 @@ class SourceFinder:
         if isinstance(module, KalmanLayer):
             example = _example(self.traced.shapes[node], module)
             is_raw = module.options.state_space == "raw"
-            return Known(BehindNorm(module), {str(node.target): node}, example, is_raw)
+            try:
+                return Known(behind_norm(module), {str(node.target): node}, example, is_raw)
+            except CannotPropagate as error:
+                return self._cut(node, str(error), reader)
         inputs = {each: self.find(each, reader) for each in node.all_input_nodes if each.op != "get_attr"}
         reasons = [each.reason for each in inputs.values() if isinstance(each, Unknown)]
         if all(reason == NOTHING_KNOWN for reason in reasons) and len(reasons) == len(inputs):
@@ -266,6 +270,27 @@ class SourceFinder:
         batch_sizes = {self.traced.shapes[each][0] for each in known}
         if found != shape[1:] or batch_sizes != {shape[0]}:
             raise CannotPropagate(f"{self._operation_name(node)} changes the shape in another way than its rule")
+
+
+def behind_norm(layer: KalmanLayer) -> Place:
+    """Return the place behind a layer, and behind its activation where it has one.
+
+    Args:
+        layer: any.
+
+    Returns:
+        The place.
+
+    Raises:
+        CannotPropagate: there is no rule for the activation.
+    """
+    place: Place = BehindNorm(layer)
+    for operation in (layer.drop, layer.act) if isinstance(layer, Activated) else ():
+        rule = find_propagation_rule(operation)
+        if rule is None:
+            raise CannotPropagate(f"no rule for {type(operation).__name__}, the activation of the layer")
+        place = Step(rule.propagate, (operation, place), {})
+    return place
 
 
 def _pass_on(moments: Moments) -> Moments:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from anybatch.errors import InputError
-from anybatch.nn.carried_moments import BehindNorm, Cut, Place, Step
+from anybatch.nn.carried_moments import Cut, Place, Step
 from anybatch.nn.kalman_layer import KalmanLayer
-from anybatch.nn.kalman_sources import CutHere, FoundSources, Source
+from anybatch.nn.kalman_sources import CutHere, FoundSources, Source, behind_norm
 from anybatch.nn.layout_moments import through_sum
-from anybatch.nn.moment_propagation import find_propagation_rule
+from anybatch.nn.moment_propagation import CannotPropagate, find_propagation_rule
 
 Path = Sequence[Any]  # name of a source, then names of modules, or functions
 _NAMED = "named as a source"
@@ -56,8 +56,11 @@ def find_named_sources(
         ends = []
         for path in paths:
             module = _module(model, path[0])
-            is_layer = isinstance(module, KalmanLayer)
-            start = BehindNorm(module) if is_layer else cuts.setdefault(path[0], Cut(options.count_splits))
+            start = (
+                _behind_norm(path[0], module)
+                if isinstance(module, KalmanLayer)
+                else cuts.setdefault(path[0], Cut(options.count_splits))
+            )
             ends.append(_follow(model, start, path[1:]))
         _check_scales(model, name, paths)
         starts = {f"behind {path[0]}" if path[0] in cuts else path[0]: None for path in paths}
@@ -107,6 +110,16 @@ def _module(model: nn.Module, name: Any) -> nn.Module:
 
 def _operation(model: nn.Module, step: Any) -> Any:
     return _module(model, step) if isinstance(step, str) else step
+
+
+def _behind_norm(name: str, layer: KalmanLayer) -> Place:
+    try:
+        return behind_norm(layer)
+    except CannotPropagate as error:
+        raise InputError(
+            f"a path must begin at a layer whose activation has a propagation rule; got {error}, at {name!r}. Add one "
+            "by anybatch.nn.propagation_rule."
+        ) from error
 
 
 def _follow(model: nn.Module, place: Place, path: Path) -> Place:
