@@ -174,6 +174,16 @@ def test_a_run_that_ends_before_its_budget_says_so(run):
     assert written("out.json")["notes"][-1].startswith("the run ended with 29900 of 30000 trajectories left")
 
 
+def test_a_policy_too_sharp_for_the_exact_performance_is_measured_and_says_so(run):
+    code, out, _ = run("--env", "lqg1d", "--std", 0.001, "--trajectories", 200, "--json", "out.json")
+    assert code == 0
+    found = written("out.json")
+    assert found["final_performance"] is None
+    assert found["iterations"][0]["performance"] is None
+    assert "compared by the mean returns of their batches: the exact performance of a clipped task must have a" in out
+    assert "got 0.001" in found["notes"][-1] or "got 0.001" in found["notes"][-2]
+
+
 # what it survives
 
 

@@ -1,5 +1,7 @@
 """The linear-quadratic task: the slow twin, closed forms, quadrature, and what is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,40 @@ def test_twice_the_nodes_change_nothing_in_the_exact_performance(monkeypatch):
     module._gauss.cache_clear()
     module._to_coefficients.cache_clear()
     assert coarse == pytest.approx(fine, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "theta", "std", "wanted"),
+    [
+        ({}, 0.0, 1.0, -12.144419777226684),
+        ({}, -0.59, 0.5, -3.6873712814740047),
+        ({}, -0.3, 0.1, -1.4186153977407798),
+        ({}, 0.1, 0.1, -10.510101261756741),
+        ({"transition": 0.9, "control": -0.7, "max_action": 1.3}, -0.3, 0.5, -11.896934245661928),
+        ({"transition": 1.3, "control": 0.5, "max_action": 1.0, "max_start": 1.0}, -0.4, 0.3, -6.893365741759485),
+    ],
+)
+def test_the_exact_performance_equals_that_of_a_dense_matrix_over_all_nodes(options, theta, std, wanted):
+    assert LQG(**options).exact_performance(GaussianPolicy(theta, std**2)) == pytest.approx(wanted, abs=2e-13)
+
+
+@pytest.mark.parametrize("std", [0.05, 0.02, 0.0041])
+def test_a_sharp_policy_that_is_never_clipped_performs_as_the_closed_form_in_bounded_memory(std):
+    policy = GaussianPolicy(-0.3, std**2)
+    tracemalloc.start()
+    performance = LQG().exact_performance(policy)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    free = LQG(max_state=None, max_action=None).exact_performance(policy)
+    assert performance == pytest.approx(free, abs=1e-12)
+    assert peak < 100e6
+
+
+def test_a_policy_that_is_too_sharp_for_quadrature_is_refused():
+    with pytest.raises(InputError, match=r"standard deviation of at least 0\.004; got 0\.003"):
+        LQG().exact_performance(GaussianPolicy(-0.3, 0.003**2))
+    wide = LQG(control=10.0, max_state=2.0)
+    assert wide.exact_performance(GaussianPolicy(-0.03, 0.003**2)) < 0
 
 
 def test_constants_are_known_where_they_exist():

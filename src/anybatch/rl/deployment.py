@@ -15,7 +15,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
 from anybatch.rl.deployed import DeployedPolicy, deployed_policies, is_within_noise
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.known_performance import KnownPerformance
+from anybatch.rl.known_performance import KnownPerformance, UnknownPerformance
 from anybatch.rl.policy import Policy
 from anybatch.rl.safe_run import Guarantee, Iteration, SafeRun
 
@@ -45,7 +45,7 @@ class Deployment:
         settings: dict[str, Any],
         stays_when_void: bool,
         needs_volume: bool,
-        performance: KnownPerformance | None,
+        performance: KnownPerformance | UnknownPerformance | None,
         remarks: Sequence[str] = (),
     ) -> None:
         self.policy = policy

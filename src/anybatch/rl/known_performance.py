@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anybatch.errors import InputError
 from anybatch.rl.bound_constants import BoundConstants
+from anybatch.rl.lqg_performance import TooSharpError
 from anybatch.rl.native_env import is_native
 from anybatch.rl.policy import Policy
 from anybatch.rl.policy_class import is_known_linear
@@ -38,9 +39,23 @@ class KnownPerformance:
         return self._last[1]
 
 
+class UnknownPerformance:
+    """No performance where there is one of other policies.
+
+    Args:
+        why: this one has none: one sentence.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.process = f"deployed policies are compared by the mean returns of their batches: {why}"
+
+    def __call__(self, policy: Policy) -> None:
+        """Return nothing."""
+
+
 def find_performance(
     env: Any, policy: Policy, given: Performance | None, constants: BoundConstants, *, is_published: bool
-) -> KnownPerformance | None:
+) -> KnownPerformance | UnknownPerformance | None:
     """Return what deployed policies are judged by.
 
     Args:
@@ -73,6 +88,8 @@ def find_performance(
     found = KnownPerformance(function, process)
     try:
         found(policy)
+    except TooSharpError as error:
+        return UnknownPerformance(str(error).rstrip("."))
     except InputError:  # it is known of other policies
         return None
     return found

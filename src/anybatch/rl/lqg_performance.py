@@ -6,7 +6,8 @@ Without clipping, values stay quadratic: with gain K, M = A + B K and t steps to
 
 and J = -(E s^T P_H s + c_H). With clipping, in one dimension, the value is a function on an interval. It is held at
 Gauss-Legendre nodes of panels, on each of which it is smooth, and one step back is a matrix: an integral over the
-actions within their bounds, and two atoms where they are clipped.
+actions within their bounds, and two atoms where they are clipped. Only panels within `TAIL` standard deviations of the
+mean next state count, so that a step costs as many numbers per node whatever the standard deviation is.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import math
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.polynomial.legendre import leggauss, legvander
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 NUM_NODES = 20
 MAX_KINKS = 12
+MAX_PANELS = 500  # a second per performance
+TAIL = 9.0  # standard deviations, beyond which a normal has 2e-19 of its mass
+ROWS_AT_ONCE = 256
+
+
+class TooSharpError(InputError):
+    """The standard deviation is so small that quadrature would take too many nodes."""
 
 
 def linear_performance(dynamics: LQGDynamics, policy: GaussianPolicy, discount: float, horizon: int | None) -> float:
@@ -98,6 +107,7 @@ def clipped_performance(dynamics: LQGDynamics, policy: GaussianPolicy, discount:
 
     Raises:
         InputError: more than one dimension, a bound that is missing, or a control of 0.
+        TooSharpError: a standard deviation that moves the state by less than a 500th of its bound.
     """
     _check_fit(dynamics, policy)
     states, actions = dynamics.max_state, dynamics.max_action
@@ -108,14 +118,30 @@ def clipped_performance(dynamics: LQGDynamics, policy: GaussianPolicy, discount:
             "the exact performance of a clipped task must be of one dimension with both bounds; got "
             f"max_state {states.values.tolist()} and max_action {actions.values.tolist()}."
         )
+    _check_sharpness(dynamics, policy)
     grid = _Grid(dynamics, policy)
-    step_back = discount * grid.transition()
-    cost = grid.cost()
+    transition, cost = grid.transition(), grid.cost()
     value = np.zeros_like(cost)
     for _ in range(horizon):
-        value = step_back @ value - cost
+        value = discount * sum(weights.applied(value) for weights in transition) - cost
     points, weights = grid.start_nodes()
-    return float(weights @ (grid.interpolation(points) @ value))
+    return float(weights @ grid.interpolation(points).applied(value))
+
+
+class _Weights(NamedTuple):
+    """Sums over successive nodes, one per row.
+
+    Attributes:
+        first: (rows,), the first node of each.
+        weights: (rows, k), of that one and those that follow.
+    """
+
+    first: NDArray[np.intp]
+    weights: Array
+
+    def applied(self, value: Array) -> Array:
+        """(rows,): the sums, of the value at the nodes."""
+        return np.einsum("nk,nk->n", self.weights, sliding_window_view(value, self.weights.shape[1])[self.first])
 
 
 class _Grid:
@@ -156,28 +182,40 @@ class _Grid:
         squared += self.max_action**2 * (1 - inside)
         return self.state_cost * self.states**2 + self.action_cost * squared
 
-    def transition(self) -> Array:
-        """(nodes, nodes): the expected value after one step, of the value at the nodes."""
-        return np.stack([self._row(state, mean) for state, mean in zip(self.states, self.means, strict=True)])
+    def transition(self) -> tuple[_Weights, ...]:
+        """Parts whose sum is the expected value after one step: at either end of the next states, and between them."""
+        jump = self.reach * self.max_action
+        low, high = (np.clip(self.slope * self.states + move, *self._span) for move in (-jump, jump))
+        centers, spread = self.slope * self.states + self.sign * self.reach * self.means, self.reach * self.std
+        at_low, at_high = self.interpolation(low), self.interpolation(high)
+        return (
+            at_low._replace(weights=at_low.weights * _normal_cdf((low - centers) / spread)[:, None]),
+            at_high._replace(weights=at_high.weights * _normal_cdf((centers - high) / spread)[:, None]),
+            self._between(np.maximum(low, centers - TAIL * spread), np.minimum(high, centers + TAIL * spread), centers),
+        )
 
-    def _row(self, state: float, mean: float) -> Array:
-        low = (-self.max_action - mean) / self.std
-        high = (self.max_action - mean) / self.std
-        atoms = np.clip(self.slope * state + self.sign * self.reach * self.max_action * np.array([-1, 1]), *self._span)
-        chances = np.array([_normal_cdf(low), _normal_cdf(-high)])
-        row = chances @ self.interpolation(atoms)
-        points, weights = self._actions(state)
-        following = np.clip(self.slope * state + self.sign * self.reach * points, *self._span)
-        weights = weights * _density((points - mean) / self.std) / self.std
-        return row + weights @ self.interpolation(following)
+    def _between(self, low: Array, high: Array, centers: Array) -> _Weights:
+        """Integrals over the next states from low to high, of normal density about the centers."""
+        high = np.maximum(low, high)
+        first, last = self._panel(low), self._panel(high)
+        num_panels = int((last - first).max()) + 1
+        first = np.minimum(first, len(self.edges) - 1 - num_panels)
+        weights = np.empty((len(low), num_panels * NUM_NODES))
+        for start in range(0, len(low), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            edges = self.edges[first[rows, None] + np.arange(num_panels + 1)]
+            ends = np.clip(edges, low[rows, None], high[rows, None])
+            weights[rows] = self._integrals(edges, ends, centers[rows]).reshape(len(ends), -1)
+        return _Weights(first * NUM_NODES, weights)
 
-    def _actions(self, state: float) -> tuple[Array, Array]:
-        """Nodes and weights over the actions within their bounds, cut where the next state passes a panel's end."""
-        cuts = self.sign * (self.edges - self.slope * state) / self.reach
-        cuts = cuts[np.abs(cuts) < self.max_action]
-        edges = _refine(np.unique(np.concatenate([[-self.max_action, self.max_action], cuts])), 2 * self.std)
-        pieces = [_nodes(low, high) for low, high in pairwise(edges)]
-        return np.concatenate([points for points, _ in pieces]), np.concatenate([weights for _, weights in pieces])
+    def _integrals(self, edges: Array, ends: Array, centers: Array) -> Array:
+        """(rows, panels, NUM_NODES): weights of the nodes of each panel, integrated over its part between the ends."""
+        points, weights = _nodes(ends[:, :-1, None], ends[:, 1:, None])
+        spread = self.reach * self.std
+        weights = weights * _density((points - centers[:, None, None]) / spread) / spread
+        low, high = edges[:, :-1, None], edges[:, 1:, None]
+        basis = legvander((2 * points - low - high) / (high - low), NUM_NODES - 1)
+        return (weights[:, :, None] @ basis)[:, :, 0] @ _to_coefficients()
 
     def start_nodes(self) -> tuple[Array, Array]:
         """Nodes and weights of the uniform initial states."""
@@ -191,15 +229,15 @@ class _Grid:
     def _span(self) -> tuple[float, float]:
         return -self.max_state, self.max_state
 
-    def interpolation(self, points: Array) -> Array:
-        """(points, nodes): the value at points, of the value at the nodes."""
-        panels = np.clip(np.searchsorted(self.edges, points, side="right") - 1, 0, len(self.edges) - 2)
-        matrix = np.zeros((len(points), len(self.states)))
+    def interpolation(self, points: Array) -> _Weights:
+        """Rows that give the value at points."""
+        panels = self._panel(points)
         low, high = self.edges[panels], self.edges[panels + 1]
-        local = (2 * points - low - high) / (high - low)
-        columns = panels[:, None] * NUM_NODES + np.arange(NUM_NODES)
-        np.put_along_axis(matrix, columns, legvander(local, NUM_NODES - 1) @ _to_coefficients(), axis=1)
-        return matrix
+        basis = legvander((2 * points - low - high) / (high - low), NUM_NODES - 1)
+        return _Weights(panels * NUM_NODES, basis @ _to_coefficients())
+
+    def _panel(self, points: Array) -> NDArray[np.intp]:
+        return np.clip(np.searchsorted(self.edges, points, side="right") - 1, 0, len(self.edges) - 2)
 
 
 @cache
@@ -214,7 +252,7 @@ def _to_coefficients() -> Array:
     return legvander(nodes, NUM_NODES - 1).T * weights * (np.arange(NUM_NODES) + 0.5)[:, None]
 
 
-def _nodes(low: float, high: float) -> tuple[Array, Array]:
+def _nodes(low: Array | float, high: Array | float) -> tuple[Array, Array]:
     nodes, weights = _gauss()
     return (low + high) / 2 + (high - low) / 2 * nodes, (high - low) / 2 * weights
 
@@ -230,6 +268,16 @@ def _density(standardized: Array) -> Array:
 
 def _normal_cdf(standardized: Array | float) -> Array:
     return torch.special.ndtr(torch.as_tensor(standardized, dtype=torch.float64)).numpy()
+
+
+def _check_sharpness(dynamics: LQGDynamics, policy: GaussianPolicy) -> None:
+    reach, max_state = abs(dynamics.control.item()), dynamics.max_state.values.item()
+    std, least = math.sqrt(policy.covariance.item()), max_state / (reach * MAX_PANELS)
+    if std < least:
+        raise TooSharpError(
+            f"the exact performance of a clipped task must have a standard deviation of at least {least:.3g}; "
+            f"got {std:.3g}."
+        )
 
 
 def _check_fit(dynamics: LQGDynamics, policy: GaussianPolicy) -> None:
