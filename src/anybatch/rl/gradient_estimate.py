@@ -16,6 +16,7 @@ from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
 from anybatch.rl.buffers import borrowed
 from anybatch.rl.gradient_accumulator import GradientAccumulator, GradientEstimate
+from anybatch.rl.gradient_memory import require_memory
 from anybatch.rl.gymnasium_rollout import check_spaces, roll_out_gymnasium
 from anybatch.rl.native_env import is_native
 from anybatch.rl.policy import Policy, Score
@@ -58,7 +59,8 @@ class GradientBatch:
 
     Raises:
         InputError: an environment that is no vector environment, a policy that does not fit it, an unknown name, a
-            discount, horizon or number out of range or not known, or threads for another environment.
+            discount, horizon or number out of range or not known, threads for another environment, or sums that the
+            machine's memory does not hold.
 
     Example:
         >>> from anybatch.rl import LQG, GaussianPolicy
@@ -110,6 +112,7 @@ class GradientBatch:
         self._accumulator = GradientAccumulator(
             estimator, discount=discount, need_ranges=need_ranges, baseline=baseline
         )
+        require_memory(estimator, len(policy.parameters), self._horizon, num_workers)
 
     @property
     def num_trajectories(self) -> int:

@@ -67,10 +67,11 @@ class TrajectorySums:
     def __add__(self, other: TrajectorySums) -> TrajectorySums:
         """Return the sums over the trajectories of both, at the center of the first."""
         moved = other.at_center(self.center)
-        joined = {field.name: getattr(self, field.name) + getattr(moved, field.name) for field in fields(self)}
+        sums = [field.name for field in fields(self) if field.name not in (*MAXIMA, "min_reward", "center", "gram")]
+        joined = {name: getattr(self, name) + getattr(moved, name) for name in sums}
         joined |= {name: max(getattr(self, name), getattr(other, name)) for name in MAXIMA}
         joined |= {"min_reward": min(self.min_reward, other.min_reward), "center": self.center}
-        return TrajectorySums(**joined)
+        return TrajectorySums(**joined, gram=moved.gram.add_(self.gram))
 
     def at_center(self, center: Tensor) -> TrajectorySums:
         """Return the sums as they would be with another center, (H,)."""
@@ -150,7 +151,7 @@ def sum_trajectories(
     weighted, returns, squared_returns, low, high, are_finite = sum_up(*arrays, by_step, rows.numpy())
     if not are_finite:
         raise InputError(_not_finite(rewards))
-    gram = _gram(rows).double()
+    gram = _gram(rows)
     if not math.isfinite(float(gram.sum())):
         raise InputError("the policy's scores must be finite; got NaN or infinity. Check the features and the states.")
     sums = TrajectorySums(
@@ -179,8 +180,12 @@ def _check_shapes(scores: Tensor, rewards: Tensor) -> None:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """Return (m, rows, rows), one matrix product per component: a batch of them is slower."""
-    return torch.stack([rows[:, component] @ rows[:, component].T for component in range(rows.shape[1])])
+    """Return (m, rows, rows), float64, one matrix product per component: a batch of them is slower."""
+    num_rows, num_components, _ = rows.shape
+    gram = torch.empty(num_components, num_rows, num_rows, dtype=torch.float64)
+    for component in range(num_components):
+        gram[component] = rows[:, component] @ rows[:, component].T
+    return gram
 
 
 def _not_finite(rewards: Tensor) -> str:
