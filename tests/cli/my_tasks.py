@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import gymnasium
@@ -38,6 +39,52 @@ class Task(gymnasium.Env):
 
 def vector(**options):
     return SyncVectorEnv([lambda: Task(**options) for _ in range(20)])
+
+
+class Signalled(SyncVectorEnv):
+    """Sub-environments that once, at their ninth reset, send this process SIGINT, and may then die of it."""
+
+    num_resets = 0
+    is_fragile = False
+
+    def reset(self, **options):
+        self.num_resets += 1
+        flag = Path(os.environ["ONCE"])
+        if self.num_resets == 9 and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGINT)
+            if self.is_fragile:
+                raise EOFError("a worker is gone")
+        return super().reset(**options)
+
+
+class Fragile(Signalled):
+    is_fragile = True
+
+
+class Endless(SyncVectorEnv):
+    """Sub-environments that hang in their ninth reset, once they have said so by a file."""
+
+    num_resets = 0
+
+    def reset(self, **options):
+        self.num_resets += 1
+        if self.num_resets == 9:
+            Path(os.environ["ONCE"]).touch()
+            time.sleep(100)
+        return super().reset(**options)
+
+
+def signalled():
+    return Signalled([Task] * 20)
+
+
+def fragile():
+    return Fragile([Task] * 20)
+
+
+def endless():
+    return Endless([Task] * 20)
 
 
 def good():

@@ -1,6 +1,8 @@
 """`anybatch safe-pg`: what it writes, how it refuses bad input, and how it goes on after a kill."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -201,6 +203,60 @@ def test_a_signal_saves_and_the_same_command_goes_on(run):
     assert run(*options, "whole.json")[0] == 0
     assert written("resumed.json") == written("whole.json")
     assert resumed == Path("r.jsonl").read_text()
+
+
+SHORT = ("--discount", "0.9", "--horizon", "5", "--max-batch-size", "100", "--trajectories", "500", "--json")
+
+
+@pytest.mark.parametrize("task", ["signalled", "fragile"])
+def test_a_signal_within_an_update_drops_it_and_the_same_command_goes_on(task, run):
+    options = ("--env", mine(task), *SHORT)
+    code, out, err = run(*options, "stopped.json", "--report", "r.html", "--state", "s.pt")
+    assert code == 130
+    dropped = ", without the 80 trajectories of update 2" if task == "signalled" else ""
+    assert err.startswith(f"anybatch: stopped by SIGINT after update 1{dropped}; the state is saved, call again to go")
+    assert "This run was ended at 100 of 500 trajectories." in out
+    found = written("stopped.json")
+    assert (found["partial"], found["num_trajectories"], len(found["iterations"])) == (True, 100, 1)
+    assert Path("r.html").exists()
+    assert run(*options, "resumed.json", "--state", "s.pt")[0] == 0
+    assert run(*options, "whole.json")[0] == 0
+    assert written("resumed.json") == written("whole.json")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (("--json", "a.json"), "--json keep the updates so far, but without --state none can follow."),
+        ((), "no --state was named, nothing is kept."),
+    ],
+)
+def test_a_stopped_run_says_what_is_kept(files, words, run):
+    code, _, err = run("--env", mine("signalled"), *SHORT[:-1], *files)
+    assert code == 130
+    assert err == f"anybatch: stopped by SIGINT after update 1, without the 80 trajectories of update 2; {words}\n"
+
+
+def test_a_second_signal_ends_what_is_under_way_and_the_rest_is_written(tmp_path, monkeypatch):
+    flag = tmp_path / "once"
+    monkeypatch.setenv("ONCE", str(flag))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    options = ["safe-pg", "--env", mine("endless"), *SHORT, "out.json"]
+    command = [sys.executable, "-m", "anybatch", *options]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not flag.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline().startswith("anybatch: SIGINT, the run stops after the trajectories under way")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        words = "anybatch: stopped by SIGINT after update 1; --json keep the updates so far, but without --state none"
+        assert process.stderr.read() == f"{words} can follow.\n"
+    assert written(tmp_path / "out.json")["partial"] is True
 
 
 def test_a_killed_process_goes_on_and_ends_as_one_that_was_not(run, tmp_path, monkeypatch):

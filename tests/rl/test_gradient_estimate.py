@@ -165,6 +165,23 @@ def test_a_chunk_is_kept_while_its_thread_goes_on_to_the_next(monkeypatch):
     assert same(alone, estimate_gradient(LQG(), GaussianPolicy(0.0), 500, num_workers=2, **options))
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_chunks_are_told_and_what_is_raised_there_ends_the_draw(num_workers):
+    seen = []
+
+    def stop(num_drawn):
+        seen.append(num_drawn)
+        if num_drawn == 450:
+            raise KeyError
+
+    batch = GradientBatch(LQG(), GaussianPolicy(-0.2), seed=3, chunk_size=100, num_workers=num_workers)
+    batch.draw(250, seen.append)
+    assert seen == [100, 200, 250]
+    with pytest.raises(KeyError):
+        batch.draw(10**6, stop)
+    assert seen[3:] == [350, 450]
+
+
 def test_a_batch_that_grows_by_whole_chunks_equals_one_drawn_at_once():
     whole = estimate_gradient(LQG(), GaussianPolicy(-0.2), 600, seed=8, chunk_size=100, need_ranges=True)
     batch = GradientBatch(LQG(), GaussianPolicy(-0.2), seed=8, chunk_size=100, need_ranges=True)

@@ -12,7 +12,7 @@ import torch
 
 from anybatch import InputError, RunError
 from anybatch.decide import error_bounds, gaussian_penalty
-from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient, SoftmaxPolicy
+from anybatch.rl import LQG, GaussianPolicy, SafePolicyGradient, SoftmaxPolicy, gradient_estimate
 from anybatch.rl.gradient_estimate import estimate_gradient
 from anybatch.seeds import derive_seed
 
@@ -307,9 +307,13 @@ def test_records_callback_and_news_come_with_each_update(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [update.to_json() for update in run.iterations]
     assert list(run.iterations[-len(seen) :]) == seen
-    assert 0 < len(seen) == len(told) < len(lines)
-    assert [stage for stage, *_ in told] == ["updates"] * len(told)
-    assert told[-1][1] <= 1
+    assert {stage for stage, *_ in told} == {"updates"}
+    news = [words for *_, words in told]
+    assert 0 < len(seen) < len(lines)
+    assert [words for words in news if ", batch" in words.partition(";")[0]] == news[1::2]
+    assert len(news) == 2 * len(seen)
+    assert news[2] == f"update {seen[1].iteration}, {seen[1].batch_size} trajectories; {news[1]}"
+    assert [share for _, share, _ in told[1::2]] == [update.num_trajectories / 3000 for update in seen]
     assert "guarantee heuristic" in told[-1][2]
     assert {"batch_size", "step_size", "performance", "measured_performance", "is_safe"} <= lines[0].keys()
 
@@ -323,6 +327,32 @@ def test_a_run_becomes_json_without_infinities():
     assert plain["iterations"][0]["batch_size"] == 100
     assert plain["settings"]["delta"] == 0.25
     assert plain["settings"]["constants"]["reward_bound"] == 4
+
+
+def test_progress_moves_within_an_update(monkeypatch):
+    monkeypatch.setattr(gradient_estimate, "LARGEST_CHUNK", 25)
+    told = []
+    agent().run(100, tell=lambda *news: told.append(news))
+    assert told[:4] == [("updates", n / 100, f"update 1, {n} trajectories") for n in (25, 50, 75, 100)]
+    assert told[4][2].startswith("update 1, batch 100, performance")
+
+
+def test_an_update_that_is_ended_within_its_batch_leaves_the_loop_as_it_was(monkeypatch):
+    def stop(num_drawn):
+        if num_drawn > 40:
+            raise KeyError
+
+    monkeypatch.setattr(gradient_estimate, "LARGEST_CHUNK", 25)
+    loop, whole = agent(), agent()
+    loop.run(1000)
+    before = loop.state_dict()
+    with pytest.raises(KeyError):
+        loop.step(stop)
+    assert str(loop.state_dict()) == str(before)
+    with pytest.raises(KeyError):
+        loop.run(3000, after_chunk=stop)
+    assert str(loop.state_dict()) == str(before)
+    assert loop.run(3000) == whole.run(3000)
 
 
 def test_a_callback_that_stops_the_run_leaves_it_whole():

@@ -211,6 +211,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
         assert second.run(20_000) == whole
 
 
+def test_an_update_that_is_ended_within_its_batch_leaves_the_loop_as_it_was():
+    def stop(num_drawn):
+        if num_drawn == 80:
+            raise KeyError
+
+    loop, whole = (bandit(tolerance=0.3, delta=0.9, max_batch_size=200) for _ in range(2))
+    loop.run(1000)
+    before = str(loop.state_dict())
+    with pytest.raises(KeyError):
+        loop.run(20_000, after_chunk=stop)
+    assert str(loop.state_dict()) == before
+    assert loop.run(20_000) == whole.run(20_000)
+
+
 def upper_bound_on_the_performance(policy, iteration):
     """Of a batch of one look, a third of whose share of the probability is the interval's."""
     seed, task = derive_seed(1, "batch", iteration - 1), {"discount": 0.5, "horizon": 2}

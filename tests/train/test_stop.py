@@ -34,6 +34,16 @@ def test_a_signal_is_remembered_and_the_next_one_is_as_usual(number):
     assert heard == [number, number]
 
 
+def test_a_notice_is_said_at_the_first_signal_alone(capfd):
+    signal.signal(signal.SIGTERM, lambda *received: None)
+    with StopRequest("the run stops soon.") as stop:
+        assert capfd.readouterr().err == ""
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal is signal.SIGTERM
+    assert capfd.readouterr().err == "anybatch: SIGTERM, the run stops soon.\n"
+
+
 def test_after_the_first_signal_ctrl_c_interrupts():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anybatch.rl.safe_run import SafeRun
 
 Options = Mapping[str, Any]
+NOTICE = "the run stops after the trajectories under way; a second signal does not wait for them."
 
 
 def safe_pg(
@@ -92,11 +93,12 @@ def safe_pg(
         environment = make_environment(env, num_envs)
         options = {**_own(paper, {"2017": of_2017, "2022": of_2022}), **_given(of_both)}
         loop = _loop(paper, environment, policy, std, options)
+        holders = [f"--{name}" for name, path in (("json", json), ("report", report), ("records", records)) if path]
         kept = StateFile(state, loop, env, paper)
         if behind := kept.resume():
             console.print(f"Going on after update {behind} of {state}.", soft_wrap=True)
         try:
-            run = _run(loop, kept, trajectories, records)
+            run = _run(loop, kept, trajectories, records, holders)
         except AnybatchError:
             if loop.iterations:
                 _show(SafeOutcome(env, paper, trajectories, loop.result(), is_partial=True), console, outputs)
@@ -128,21 +130,33 @@ def _loop(paper: str, env: Any, spec: str | None, std: float | None, options: Op
     return (SafePolicyGradient if paper == "2017" else SmoothingPolicyGradient)(env, policy, **options)
 
 
-def _run(loop: Any, kept: StateFile, num_trajectories: int, records: Path | None) -> SafeRun:
-    with StopRequest() as stop, told_by_bars() as told:
+def _run(loop: Any, kept: StateFile, num_trajectories: int, records: Path | None, holders: list[str]) -> SafeRun:
+    with StopRequest(NOTICE) as stop, told_by_bars() as told:
+
+        def stopped(num_dropped: int = 0) -> StoppedError:
+            assert stop.signal is not None
+            where = kept.where_stopped(num_dropped, holders)
+            return StoppedError(f"stopped by {stop.signal.name} {where}", stop.signal)
+
+        def after_chunk(num_drawn: int) -> None:
+            if stop.signal is not None:
+                raise stopped(num_drawn)
 
         def after_update(iteration: Any) -> None:
             if stop.signal is not None:
-                saved = (
-                    "the state is saved, call again to go on" if kept.path else "no --state was named, nothing is kept"
-                )
-                raise StoppedError(
-                    f"stopped by {stop.signal.name} after update {iteration.iteration}; {saved}.", stop.signal
-                )
+                raise stopped()
             kept.save_now_and_then()
 
         try:
-            return loop.run(num_trajectories, records=records, callback=after_update, tell=told)
+            return loop.run(
+                num_trajectories, records=records, callback=after_update, tell=told, after_chunk=after_chunk
+            )
+        except AnybatchError:
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # the environment's own processes may die of the signal
+            if stop.signal is None:
+                raise
+            raise stopped() from (error if isinstance(error, Exception) else None)
         finally:
             if loop.iterations:
                 kept.save()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ class StateFile:
             )
         self._loop.load_state_dict(saved["loop"])
         return len(self._loop.iterations)
+
+    def where_stopped(self, num_dropped: int, holders: Sequence[str]) -> str:
+        """Return where the run was stopped and what is kept of it, half a sentence.
+
+        Args:
+            num_dropped: trajectories of an update that was not completed.
+            holders: options whose files hold the updates so far.
+
+        Returns:
+            The words behind "stopped".
+        """
+        behind = len(self._loop.iterations)
+        where = f"after update {behind}" if behind else "in the first update"
+        if num_dropped:
+            where += f", without the {num_dropped} trajectories of update {behind + 1}"
+        if not behind:
+            return f"{where}; no update is complete, nothing is kept."
+        if self.path is not None:
+            return f"{where}; the state is saved, call again to go on."
+        if holders:
+            return f"{where}; {' and '.join(holders)} keep the updates so far, but without --state none can follow."
+        return f"{where}; no --state was named, nothing is kept."
 
     def save_now_and_then(self) -> None:
         """Save where the last time was seconds ago."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Required, TypedDict, Unpack
 
 import torch
@@ -28,7 +29,9 @@ LARGEST_CHUNK = 50_000
 NUMBERS_PER_CHUNK = 2_000_000
 NUM_SEEDS_OF_GYMNASIUM = 2**31
 
-__all__ = ["GradientBatch", "GradientEstimate", "estimate_gradient"]
+AfterChunk = Callable[[int], object]
+
+__all__ = ["AfterChunk", "GradientBatch", "GradientEstimate", "estimate_gradient"]
 
 
 class GradientBatch:
@@ -119,11 +122,13 @@ class GradientBatch:
         """How many were drawn so far."""
         return self._accumulator.num_trajectories
 
-    def draw(self, num_trajectories: int) -> None:
+    def draw(self, num_trajectories: int, after_chunk: AfterChunk | None = None) -> None:
         """Draw more trajectories.
 
         Args:
             num_trajectories: how many, in full chunks and one that takes the rest; see `whole_chunks`.
+            after_chunk: called after each chunk with how many were drawn so far; what it raises ends the draw, and
+                the batch is of no more use.
 
         Raises:
             InputError: less than 1, rewards, observations or scores that are not finite, or an early end where that is
@@ -132,8 +137,11 @@ class GradientBatch:
         require_count(num_trajectories=num_trajectories)
         full, rest = divmod(whole_chunks(self._env, num_trajectories), self._chunk_size)
         sizes = [self._chunk_size] * full + [rest] * (rest > 0)
-        for sums, rows in self._sum_chunks(sizes):
-            self._accumulator.add_sums(sums, rows)
+        with closing(self._sum_chunks(sizes)) as chunks:
+            for sums, rows in chunks:
+                self._accumulator.add_sums(sums, rows)
+                if after_chunk is not None:
+                    after_chunk(self.num_trajectories)
 
     def estimate(self) -> GradientEstimate:
         """Estimate the gradient from all trajectories so far.
@@ -146,7 +154,7 @@ class GradientBatch:
         """
         return self._accumulator.estimate()
 
-    def _sum_chunks(self, sizes: list[int]) -> Iterator[tuple[TrajectorySums, Tensor | None]]:
+    def _sum_chunks(self, sizes: list[int]) -> Generator[tuple[TrajectorySums, Tensor | None]]:
         chunks = list(enumerate(sizes, start=self._num_chunks))
         self._num_chunks += len(sizes)
         if self._num_workers == 1 or len(sizes) == 1:
@@ -154,12 +162,16 @@ class GradientBatch:
             return
         pending: deque[Future[tuple[TrajectorySums, Tensor | None]]] = deque()
         with ThreadPoolExecutor(self._num_workers) as pool:
-            for chunk in chunks:
-                pending.append(pool.submit(self._sum_chunk, *chunk))
-                if len(pending) > self._num_workers:
+            try:
+                for chunk in chunks:
+                    pending.append(pool.submit(self._sum_chunk, *chunk))
+                    if len(pending) > self._num_workers:
+                        yield pending.popleft().result()
+                while pending:
                     yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
 
     def _sum_chunk(self, index: int, size: int) -> tuple[TrajectorySums, Tensor | None]:
         """Return the sums over a chunk, and its rows where they are needed."""

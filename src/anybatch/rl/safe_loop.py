@@ -13,7 +13,7 @@ from anybatch.decide.argument_checks import require_count
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError, RunError
 from anybatch.rl.deployment import Deployment
-from anybatch.rl.gradient_estimate import GradientBatch
+from anybatch.rl.gradient_estimate import AfterChunk, GradientBatch
 from anybatch.rl.policy import Score
 from anybatch.rl.rollout import EarlyEnd
 from anybatch.rl.safe_run import Iteration, SafeRun
@@ -52,8 +52,12 @@ class SafeLoop(ABC):
         """Trajectories that the next update begins with."""
 
     @abstractmethod
-    def step(self) -> Iteration:
+    def step(self, after_chunk: AfterChunk | None = None) -> Iteration:
         """Take one update.
+
+        Args:
+            after_chunk: called after each chunk of the batch with its trajectories so far; what it raises ends the
+                update, and the loop stays as it was before.
 
         Returns:
             Its record.
@@ -66,6 +70,7 @@ class SafeLoop(ABC):
         records: str | Path | None = None,
         callback: Callable[[Iteration], object] | None = None,
         tell: Tell | None = None,
+        after_chunk: AfterChunk | None = None,
     ) -> SafeRun:
         """Take updates while the next batch fits the budget and the policy may still move.
 
@@ -73,7 +78,8 @@ class SafeLoop(ABC):
             num_trajectories: of the whole run, what is behind it included. A batch that grows is completed beyond.
             records: file with one JSON object per update; written anew with the updates behind the loop.
             callback: called with each update; what it raises ends the run, and the loop may be saved and go on.
-            tell: shown progress: (stage, fraction, a few words).
+            tell: shown progress, within updates too: (stage, fraction, a few words).
+            after_chunk: called within each update, see `step`; what it raises ends the run as well.
 
         Returns:
             The run so far, with a note on what is left of the budget.
@@ -91,16 +97,28 @@ class SafeLoop(ABC):
         if records is not None:
             _write(records, "w", [iteration.to_json() for iteration in self.iterations])
         while not self.deployment.is_over and self.num_trajectories + self.next_batch_size <= num_trajectories:
-            iteration = self.step()
+            iteration = self.step(self._telling(num_trajectories, tell, after_chunk))
             if records is not None:
                 _write(records, "a", [iteration.to_json()])
             if tell is not None:
-                share = min(iteration.num_trajectories / num_trajectories, 1.0)
-                tell("updates", share, _news(iteration))
+                tell("updates", min(self.num_trajectories / num_trajectories, 1.0), _news(iteration))
             if callback is not None:
                 callback(iteration)
         run = self.result()
         return replace(run, notes=run.notes + self._why_ended(num_trajectories))
+
+    def _telling(self, budget: int, tell: Tell | None, after_chunk: AfterChunk | None) -> AfterChunk:
+        """Return what tells how far an update is, before it calls `after_chunk`."""
+        news = [_news(iteration) for iteration in self.iterations[-1:]]
+
+        def told(num_drawn: int) -> None:
+            if tell is not None:
+                under_way = f"update {len(self.iterations) + 1}, {num_drawn} trajectories"
+                tell("updates", min((self.num_trajectories + num_drawn) / budget, 1.0), "; ".join([under_way, *news]))
+            if after_chunk is not None:
+                after_chunk(num_drawn)
+
+        return told
 
     def _why_ended(self, num_trajectories: int) -> tuple[str, ...]:
         """Say what kept a run from the trajectories that are left of its budget, if any are."""

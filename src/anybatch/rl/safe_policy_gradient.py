@@ -11,7 +11,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.coordinate_rule import BoundName, CoordinateRule, GaussianShape, RangeSource
 from anybatch.rl.deployment import Deployment
-from anybatch.rl.gradient_estimate import check_env, largest_batch, whole_chunks
+from anybatch.rl.gradient_estimate import AfterChunk, check_env, largest_batch, whole_chunks
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
@@ -149,7 +149,7 @@ class SafePolicyGradient(SafeLoop):
         """Trajectories of the next batch."""
         return whole_chunks(self.env, self._next_batch_size)
 
-    def step(self) -> Iteration:
+    def step(self, after_chunk: AfterChunk | None = None) -> Iteration:
         """Take one update."""
         deployment, rule = self.deployment, self.rule
         batch = self._new_batch(
@@ -158,7 +158,7 @@ class SafePolicyGradient(SafeLoop):
             need_ranges=rule.needs_ranges,
             score="clipped" if rule.mode == "paper" else "drawn",
         )
-        batch.draw(self._next_batch_size)
+        batch.draw(self._next_batch_size, after_chunk)
         estimate = batch.estimate()
         deployment.observe(estimate)
         decision = rule.decide(estimate, deployment.constants)

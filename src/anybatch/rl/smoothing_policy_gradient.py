@@ -12,7 +12,7 @@ from anybatch.errors import InputError
 from anybatch.rl.bound_constants import find_constants
 from anybatch.rl.deployment import Deployment
 from anybatch.rl.gradient_accumulator import GradientEstimate
-from anybatch.rl.gradient_estimate import check_env, largest_batch, whole_chunks
+from anybatch.rl.gradient_estimate import AfterChunk, check_env, largest_batch, whole_chunks
 from anybatch.rl.identity import describe
 from anybatch.rl.known_performance import Performance, find_performance
 from anybatch.rl.policy import Policy
@@ -144,11 +144,11 @@ class SmoothingPolicyGradient(SafeLoop):
         wanted = max(round(self.warm_start * last), self.rule.mini_batch_size)
         return whole_chunks(self.env, min(wanted, self.rule.max_batch_size))
 
-    def step(self) -> Iteration:
+    def step(self, after_chunk: AfterChunk | None = None) -> Iteration:
         """Take one update."""
         deployment, rule = self.deployment, self.rule
         number = len(self.iterations) + 1
-        estimate, step, self._best_high = self._collect(number)
+        estimate, step, self._best_high = self._collect(number, after_chunk)
         return deployment.update(
             estimate,
             step.step_size * estimate.gradient,
@@ -161,13 +161,13 @@ class SmoothingPolicyGradient(SafeLoop):
             reason=step.reason,
         )
 
-    def _collect(self, number: int) -> tuple[GradientEstimate, SmoothingStep, float]:
+    def _collect(self, number: int, after_chunk: AfterChunk | None) -> tuple[GradientEstimate, SmoothingStep, float]:
         """Draw trajectories until they are enough for update `number`, or the most there may be."""
         deployment, rule = self.deployment, self.rule
         batch = self._new_batch(rule.estimator, baseline=rule.baseline)
         size, check = self.next_batch_size, 1
         while True:
-            batch.draw(size)
+            batch.draw(size, after_chunk)
             estimate = batch.estimate()
             seen = deployment.constants.observe(estimate)
             step, best_high = rule.decide(estimate, seen, iteration=number, check=check, best_high=self._best_high)

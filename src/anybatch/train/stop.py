@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STDERR = 2
 
 
 class StopRequest:
     """Remember SIGTERM or Ctrl-C instead of dying of it; the second one kills as usual.
 
     Works in the main thread; elsewhere nothing is caught.
+
+    Args:
+        notice: said on stderr behind the signal's name as soon as it comes. Default: nothing.
 
     Attributes:
         signal: the one that came; None so far.
@@ -24,8 +30,9 @@ class StopRequest:
         None
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = "") -> None:
         self.signal: signal.Signals | None = None
+        self._notice = notice
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,3 +49,11 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self.__exit__()
+        if self._notice:
+            _tell_at_once(f"anybatch: {self.signal.name}, {self._notice}\n")
+
+
+def _tell_at_once(line: str) -> None:
+    """Write past the buffers of stderr, which the signal may have come in the midst of."""
+    with suppress(OSError):
+        os.write(STDERR, ("\n" * os.isatty(STDERR) + line).encode())  # a bar may stand on the line
