@@ -62,6 +62,18 @@ class Fragile(Signalled):
     is_fragile = True
 
 
+class Broken(SyncVectorEnv):
+    """Sub-environments that fail at their ninth reset."""
+
+    num_resets = 0
+
+    def reset(self, **options):
+        self.num_resets += 1
+        if self.num_resets == 9:
+            raise ValueError("the simulator is gone")
+        return super().reset(**options)
+
+
 class Endless(SyncVectorEnv):
     """Sub-environments that hang in their ninth reset, once they have said so by a file."""
 
@@ -81,6 +93,10 @@ def signalled():
 
 def fragile():
     return Fragile([Task] * 20)
+
+
+def broken():
+    return Broken([Task] * 20)
 
 
 def endless():

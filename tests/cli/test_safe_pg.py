@@ -259,6 +259,17 @@ def test_a_second_signal_ends_what_is_under_way_and_the_rest_is_written(tmp_path
     assert written(tmp_path / "out.json")["partial"] is True
 
 
+def test_an_error_of_the_environment_leaves_the_updates_so_far(run):
+    code, out, err = run("--env", mine("broken"), *SHORT, "out.json", "--report", "r.html", "--state", "s.pt")
+    assert code == 1
+    assert err == "anybatch: ValueError: the simulator is gone. Run again with --debug to see where.\n"
+    assert "This run was ended at 100 of 500 trajectories." in out
+    found = written("out.json")
+    assert (found["partial"], len(found["iterations"])) == (True, 1)
+    assert Path("r.html").exists()
+    assert len(torch.load("s.pt", weights_only=True)["loop"]["iterations"]) == 1
+
+
 def test_a_killed_process_goes_on_and_ends_as_one_that_was_not(run, tmp_path, monkeypatch):
     code = (
         "import sys; from anybatch.cli import safe_pg_state, launch; from anybatch.cli.main import app;"

@@ -99,7 +99,7 @@ def safe_pg(
             console.print(f"Going on after update {behind} of {state}.", soft_wrap=True)
         try:
             run = _run(loop, kept, trajectories, records, holders)
-        except AnybatchError:
+        except Exception:
             if loop.iterations:
                 _show(SafeOutcome(env, paper, trajectories, loop.result(), is_partial=True), console, outputs)
             raise
