@@ -12,6 +12,7 @@ from rich.console import Console
 
 from anybatch.cli import common_options as common
 from anybatch.cli import safe_pg_options as own
+from anybatch.cli.option_names import naming_options
 from anybatch.cli.outputs import Outputs, check_writable, told_by_bars
 from anybatch.cli.safe_outcome import SafeOutcome
 from anybatch.cli.safe_pg_inputs import make_environment, make_policy
@@ -89,7 +90,7 @@ def safe_pg(
     of_2022 = {"rule": rule, "tolerance": tolerance, "mini_batch_size": mini_batch_size, "growth": growth,
                "warm_start": warm_start, "feature_norm_bound": feature_norm_bound}  # fmt: skip
     console = Console(highlight=False)
-    with _plain_warnings():
+    with _plain_warnings(), naming_options([*of_both, *of_2017, *of_2022]):
         environment = make_environment(env, num_envs)
         options = {**_own(paper, {"2017": of_2017, "2022": of_2022}), **_given(of_both)}
         loop = _loop(paper, environment, policy, std, options)
