@@ -68,11 +68,23 @@ def make_policy(spec: str | None, env: Any, std: float | None) -> Any:
     if std is not None:
         raise InputError(f"--std must be left alone with --policy, which has its own; got {std}.")
     if ".py:" not in spec:
+        _check_state_file(spec)
         return load_policy(Path(spec))
     policy = _call(spec, "policy")
     if not all(hasattr(policy, name) for name in ("parameters", "with_parameters", "scores", "state_dict")):
         raise InputError(f"{spec} must return a policy, such as anybatch.rl.GaussianPolicy; got {type(policy)}.")
     return policy
+
+
+def _check_state_file(spec: str) -> None:
+    path = Path(spec)
+    if path.suffix == ".py":
+        raise InputError(f"--policy must name the function in a file of code; got {spec}. Give {spec}:function.")
+    if not path.is_file():
+        raise InputError(
+            "--policy must be a saved state or path/to/file.py:function, such as mine.py:function; "
+            f"got {spec}, which is no file."
+        )
 
 
 def load_policy(path: Path) -> Any:
