@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,14 @@ def test_bad_input_ends_in_a_sentence_and_exit_code_2(arguments, message, run):
     assert message in err
     assert "Traceback" not in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("pair", [*combinations(("--json", "--records", "--report", "--state"), 2)])
+def test_one_file_for_two_options_is_refused(pair, run, tmp_path):
+    code, _, err = run("--env", "lqg1d", "--trajectories", 500, pair[0], "x", pair[1], tmp_path / "x")
+    assert code == 2
+    assert f"{pair[0]} and {pair[1]} must be different files; got {tmp_path / 'x'} for both." in err
+    assert not Path("x").exists()
 
 
 def test_the_state_of_another_run_is_refused(run):

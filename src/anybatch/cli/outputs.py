@@ -50,6 +50,21 @@ def check_writable(*paths: Path | None) -> None:
             _check_writable(path)
 
 
+def check_distinct(**paths: Path | None) -> None:
+    """Refuse two options that would write the same file.
+
+    Args:
+        **paths: name of an option -> its file.
+
+    Raises:
+        InputError: two of them are one.
+    """
+    seen: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is not None and (other := seen.setdefault(path.resolve(), name)) != name:
+            raise InputError(f"--{other} and --{name} must be different files; got {path} for both. Name another one.")
+
+
 def _check_writable(path: Path) -> None:
     existed = path.exists()
     try:

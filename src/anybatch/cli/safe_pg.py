@@ -13,7 +13,7 @@ from rich.console import Console
 from anybatch.cli import common_options as common
 from anybatch.cli import safe_pg_options as own
 from anybatch.cli.option_names import naming_options
-from anybatch.cli.outputs import Outputs, check_writable, told_by_bars
+from anybatch.cli.outputs import Outputs, check_distinct, check_writable, told_by_bars
 from anybatch.cli.safe_outcome import SafeOutcome
 from anybatch.cli.safe_pg_inputs import make_environment, make_policy
 from anybatch.cli.safe_pg_state import StateFile
@@ -79,6 +79,7 @@ def safe_pg(
     [b]anybatch safe-pg --env CartPole-v1 --paper 2022 --discount 0.9 --horizon 50 --trajectories 5000 --state s.pt[/b]
     """
     outputs = Outputs(json, report)
+    check_distinct(json=json, records=records, report=report, state=state)
     check_writable(*outputs, state, records)
     of_both = {
         "bound": bound, "estimator": estimator, "baseline": baseline, "delta": delta, "max_batch_size": max_batch_size,
