@@ -400,6 +400,8 @@ def test_a_stated_bound_that_is_exceeded_makes_the_guarantee_void_and_says_by_ho
     assert len(err.splitlines()) == 1
     assert written("out.json")["guarantee"] == "void"
     assert "The guarantee is void" in out
+    assert "The guarantee had been heuristic before: " in out
+    assert "guarantee is heuristic" not in out
 
 
 def test_episodes_that_end_early_are_padded_and_counted(run):

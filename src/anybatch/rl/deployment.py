@@ -175,7 +175,8 @@ class Deployment:
         found = list(self.constants.violations)
         why = [f"{name} is estimated from data" for name in self.constants.estimated] + list(self._caveats)
         if why:
-            found.append(f"the guarantee is heuristic: {', '.join(why)}")
+            standing = "had been heuristic before" if self.guarantee == "void" else "is heuristic"
+            found.append(f"the guarantee {standing}: {', '.join(why)}")
         found += self._remarks
         if self._needs_volume and self.constants.has_unbounded_actions:
             volume = self.constants.action_volume
