@@ -187,6 +187,15 @@ def test_a_policy_too_sharp_for_the_exact_performance_is_measured_and_says_so(ru
     assert "got 0.001" in found["notes"][-1] or "got 0.001" in found["notes"][-2]
 
 
+def test_a_run_that_goes_beyond_its_budget_says_by_how_much(run):
+    options = ("--env", "lqg1d", "--paper", 2022, "--max-batch-size", 5000, "--trajectories", 500)
+    code, out, _ = run(*options, "--json", "out.json")
+    assert code == 0
+    note = "the run drew 5000 trajectories, 10 times the 500 asked for: an update that has begun is completed"
+    assert written("out.json")["notes"][-1] == note
+    assert note[1:] in out
+
+
 # what it survives
 
 

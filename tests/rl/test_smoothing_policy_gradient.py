@@ -211,6 +211,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one():
         assert second.run(20_000) == whole
 
 
+def test_a_run_that_drew_more_than_was_asked_for_says_how_many_times():
+    run = agent(-0.59, max_batch_size=1000).run(300)
+    assert run.num_trajectories == 1000
+    assert run.notes[-1] == (
+        "the run drew 1000 trajectories, 3.33 times the 300 asked for: an update that has begun is completed"
+    )
+    loop = agent(-0.59, max_batch_size=300)
+    for budget in (600, 300):  # met, and behind the loop
+        run = loop.run(budget)
+        assert run.num_trajectories == 600
+        assert not any("asked for" in note for note in run.notes)
+
+
 def test_an_update_that_is_ended_within_its_batch_leaves_the_loop_as_it_was():
     def stop(num_drawn):
         if num_drawn == 80:

@@ -82,7 +82,7 @@ class SafeLoop(ABC):
             after_chunk: called within each update, see `step`; what it raises ends the run as well.
 
         Returns:
-            The run so far, with a note on what is left of the budget.
+            The run so far, with a note on what is left of the budget or goes beyond it.
 
         Raises:
             InputError: the budget does not hold the first batch.
@@ -121,8 +121,13 @@ class SafeLoop(ABC):
         return told
 
     def _why_ended(self, num_trajectories: int) -> tuple[str, ...]:
-        """Say what kept a run from the trajectories that are left of its budget, if any are."""
+        """Say what kept a run from the trajectories that are left of its budget, or what took it beyond."""
         left = num_trajectories - self.num_trajectories
+        if left < 0 and self.num_trajectories - self.iterations[-1].batch_size < num_trajectories:
+            return (
+                f"the run drew {self.num_trajectories} trajectories, {self.num_trajectories / num_trajectories:.3g} "
+                f"times the {num_trajectories} asked for: an update that has begun is completed",
+            )
         if left <= 0:
             return ()
         why = (
