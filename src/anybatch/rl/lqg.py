@@ -183,6 +183,7 @@ class LQG(NativeVectorEnv):
 
         Raises:
             InputError: clipping in more than one dimension, or with a control of 0.
+            TooSharpError: a policy too narrow or too steep for the quadrature; an InputError.
         """
         evaluate = clipped_performance if self.is_clipped else linear_performance
         discount = self._discount if discount is None else discount
