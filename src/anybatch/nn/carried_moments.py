@@ -179,13 +179,13 @@ class Step(Carried):
 
 @dataclass(frozen=True)
 class Attribute:
-    """A tensor that a module holds, read when it is needed."""
+    """A value that a module holds, or what else has attributes; read when it is needed."""
 
-    owner: nn.Module
+    owner: Any
     name: str
 
-    def get(self) -> Tensor:
-        """Return the tensor."""
+    def get(self) -> Any:
+        """Return the value."""
         return getattr(self.owner, self.name)
 
 

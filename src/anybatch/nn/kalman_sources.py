@@ -241,6 +241,8 @@ class SourceFinder:
 
     def _attribute(self, node: fx.Node) -> Attribute:
         owner, _, name = str(node.target).rpartition(".")
+        if hasattr(self.traced.constants, str(node.target)):
+            return Attribute(self.traced.constants, name)
         return Attribute(self.model.get_submodule(owner), name)
 
     def _sampled(self, node: fx.Node, module: nn.Module, rule: PropagationRule, known: dict[fx.Node, Known]) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from anybatch.errors import InputError
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.moment_propagation import find_propagation_rule
+from anybatch.nn.unchanged_modules import unchanged
 
 _HOW_TO_NAME_SOURCES = (
     "Convert a part that can be traced, such as model.backbone (--part backbone on the command line), or name the "
@@ -32,11 +33,13 @@ class Traced:
     Attributes:
         graph: its nodes are in the order of execution; module names are those of the model.
         shapes: node -> shape of its tensor; nodes of other values are left out.
+        constants: tensors that the model made while it was traced, by the name that the graph has for them.
         opaque: module that was taken whole -> why it could not be traced.
     """
 
     graph: fx.Graph
     shapes: dict[fx.Node, tuple[int, ...]]
+    constants: SimpleNamespace = field(default_factory=SimpleNamespace)
     opaque: dict[str, str] = field(default_factory=dict)
 
     def why_missing(self, module: str) -> str:
@@ -70,32 +73,44 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
         InputError: the model's own `forward` cannot be traced, or the example inputs do not run through it.
     """
     tracer = _Tracer()
+    own = set(vars(model))
     try:
-        graph = tracer.trace(model)
+        with unchanged(model):
+            graph = tracer.trace(model)
+            read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+            constants = {name: value for name, value in vars(model).items() if name in read - own}
     except Exception as error:
         raise InputError(
             f"{type(model).__name__}.forward must be traceable by torch.fx; got {_said(error)}. {_HOW_TO_NAME_SOURCES}"
         ) from error
     inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     try:
-        return Traced(graph, _find_shapes(model, graph, inputs), tracer.opaque)
+        shapes = _find_shapes(model, graph, constants, inputs)
     except Exception as error:
         raise InputError(
             f"example_inputs must run through {type(model).__name__}; got {_said(error)}. Pass a tensor, or a tuple of "
             "the arguments, that the model takes."
         ) from error
+    return Traced(graph, shapes, SimpleNamespace(**constants), tracer.opaque)
 
 
-def _find_shapes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) -> dict[fx.Node, tuple[int, ...]]:
+def _find_shapes(
+    model: nn.Module, graph: fx.Graph, constants: dict[str, Any], inputs: tuple[Any, ...]
+) -> dict[fx.Node, tuple[int, ...]]:
     try:
-        shapes = _Shapes(fx.GraphModule(model, graph))
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with unchanged(model), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            shapes = _Shapes(_as_module(model, graph, constants))
             shapes.run(*(mode.from_tensor(each) if isinstance(each, Tensor) else each for each in inputs))
     except (DataDependentOutputException, DynamicOutputShapeException):  # a module taken whole looks at values
-        shapes = _Shapes(fx.GraphModule(copy.deepcopy(model), graph))
-        with torch.random.fork_rng(), torch.no_grad():
+        with unchanged(model, copies_parameters=True), torch.random.fork_rng(), torch.no_grad():
+            shapes = _Shapes(_as_module(model, graph, constants))
             shapes.run(*inputs)
     return shapes.found
+
+
+def _as_module(model: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> fx.GraphModule:
+    vars(model).update(constants)
+    return fx.GraphModule(model, graph)
 
 
 def _said(error: Exception) -> str:

@@ -18,6 +18,7 @@ from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_sources import NOTHING_KNOWN, CutHere, FoundSources, Known, Source, SourceFinder, Unknown
 from anybatch.nn.kalman_tracing import trace
 from anybatch.nn.named_sources import Path, find_named_sources
+from anybatch.nn.unchanged_modules import unchanged
 
 _HOOKS = (Cut, StartOfPass, EndOfPass)
 
@@ -146,8 +147,9 @@ def _find_traced(model: nn.Module, layers: dict[str, KalmanLayer], example_input
             calls.setdefault(str(node.target), []).append(node)
     found: dict[str, Source] = {}
     fallbacks = {name: finder.traced.why_missing(name) for name in layers if name not in calls}
-    for name, nodes in calls.items():
-        source = _source_of(finder, nodes)
+    with unchanged(model):  # a rule that reads a weight runs its parametrization
+        sources = {name: _source_of(finder, nodes) for name, nodes in calls.items()}
+    for name, source in sources.items():
         if isinstance(source, Known):
             found[name] = source
         else:

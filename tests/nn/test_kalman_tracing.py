@@ -1,0 +1,159 @@
+"""A model is looked at and left as it was; what torch.fx cannot trace costs the layers beside it no prior."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from anybatch.errors import InputError
+from anybatch.nn import convert
+
+EXAMPLE = torch.zeros(4, 3, 8, 8)
+
+
+def images(seed: int = 1) -> torch.Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def around(*parts: nn.Module) -> nn.Sequential:
+    """A network of two norms with parts of eight channels in between."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *parts, nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+    )
+
+
+def kalman(model: nn.Module, **options):
+    return convert(model, "kalman", example_inputs=EXAMPLE, micro_batch_size=2, **options)
+
+
+# ------------------------------------------------------------------------------------------- left as it was
+
+
+class Centred(nn.Module):
+    """Keeps a moving average of its input, in a buffer that is assigned anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(8))
+        self.register_buffer("num_passes", torch.zeros(()))
+        self.seen = []
+
+    def forward(self, x):
+        self.num_passes += 1
+        self.seen.append(x)
+        self.center = 0.9 * self.center + 0.1 * x.detach().mean((0, 2, 3))
+        return x - self.center.view(1, -1, 1, 1)
+
+
+class Branching(Centred):
+    """What torch.fx cannot trace."""
+
+    def forward(self, x):
+        return super().forward(x) if x.shape[0] > 0 else x
+
+
+class Counting(nn.Module):
+    """What runs on values alone."""
+
+    def forward(self, x):
+        for _ in range(len(torch.nonzero(x > 1e9))):
+            x = x + 1
+        return x
+
+
+def weight_normalized() -> nn.Module:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        return nn.utils.weight_norm(nn.Conv2d(8, 8, 1))
+
+
+PARTS = {
+    "traced": Centred,
+    "opaque": Branching,
+    "opaque with norm": lambda: nn.Sequential(Branching(), nn.BatchNorm2d(8)),
+    "run on values": lambda: nn.Sequential(Branching(), Counting()),
+    "weight norm": weight_normalized,
+    "spectral norm": lambda: nn.utils.spectral_norm(nn.Conv2d(8, 8, 1)),
+    "spectral parametrization": lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)),
+}
+
+
+def holdings(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All tensors that the modules hold, by name: parameters, buffers, plain attributes."""
+    plain = {
+        f"{name}.{attribute}": value
+        for name, module in model.named_modules()
+        for attribute, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**dict(model.named_parameters()), **dict(model.named_buffers()), **plain}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["converted", "refused"])
+@pytest.mark.parametrize("part", list(PARTS))
+def test_a_conversion_leaves_the_tensors_of_all_modules_as_they_were(part, fails):
+    model = around(PARTS[part]())
+    model(images())
+    if fails:
+        model.append(nn.Linear(1, 1))  # which the shapes do not fit
+    before = holdings(model)
+    values = {name: tensor.detach().clone() for name, tensor in before.items()}
+    if fails:
+        with pytest.raises(InputError, match="example_inputs must run through Sequential"):
+            kalman(model)
+    else:
+        kalman(model, gain="fixed")
+    found = holdings(model)
+    assert found.keys() == before.keys()
+    assert all(found[name] is tensor for name, tensor in before.items())
+    assert all(torch.equal(found[name], value) for name, value in values.items())
+
+
+@pytest.mark.parametrize("part", [Centred, Branching])
+def test_lists_that_modules_fill_keep_what_they_had(part):
+    model = around(part())
+    model(images())
+    seen = list(model[3].seen)
+    kalman(model)
+    assert [id(each) for each in model[3].seen] == [id(each) for each in seen]
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_a_converted_model_trains_on_real_tensors_and_can_be_saved(part):
+    model = around(PARTS[part]())
+    kalman(model)
+    loss = model(images()).square().mean()
+    loss.backward()
+    assert type(loss) is torch.Tensor
+    assert type(model[0].weight.grad) is torch.Tensor
+    pickle.dumps(model.state_dict())
+
+
+class Shifted(nn.Module):
+    """Adds a tensor that is no attribute of any module."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 8
+
+    def forward(self, x):
+        return x + torch.full((1, self.size, 1, 1), 3.0)
+
+
+def test_a_constant_of_a_forward_takes_part_in_the_prior_and_leaves_no_attribute():
+    model = around(Shifted())
+    attributes = set(vars(model))
+    conversion = kalman(model, gain="fixed")
+    assert conversion.priors == {"5": "1"}
+    assert set(vars(model)) == attributes
+    plain = around(nn.Identity())
+    kalman(plain, gain="fixed")
+    other = copy.deepcopy(model)
+    for each in (model, plain, other):
+        each(images())
+    shift = 3 * model[4].weight.sum((1, 2, 3))
+    found, without = model[5].latest.prior.mean, plain[5].latest.prior.mean
+    torch.testing.assert_close(found, without + shift)
+    torch.testing.assert_close(other[5].latest.prior.mean, found)
