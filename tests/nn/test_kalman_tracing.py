@@ -157,3 +157,39 @@ def test_a_constant_of_a_forward_takes_part_in_the_prior_and_leaves_no_attribute
     found, without = model[5].latest.prior.mean, plain[5].latest.prior.mean
     torch.testing.assert_close(found, without + shift)
     torch.testing.assert_close(other[5].latest.prior.mean, found)
+
+
+# ------------------------------------------------------------------------------------------- only the leaf is a cut
+
+
+class Doubling(nn.Module):
+    """What torch.fx cannot trace, with or without a parameter that it shares."""
+
+    def __init__(self, scale: nn.Parameter | None = None):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        scaled = x if self.scale is None else x * self.scale
+        return 2 * scaled if x.shape[0] > 0 else x
+
+
+class Block(nn.Module):
+    def __init__(self, scale: nn.Parameter | None = None):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.op = Doubling(scale)
+        self.scale = scale
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        x = self.op(self.bn1(self.conv1(x)).relu())
+        return self.bn2(self.conv2(x if self.scale is None else x * self.scale))
+
+
+@pytest.mark.parametrize("scale", [None, nn.Parameter(torch.ones(8, 1, 1))], ids=["plain", "shared parameter"])
+def test_a_module_that_cannot_be_traced_takes_no_other_out_of_the_graph(scale):
+    conversion = kalman(around(nn.Sequential(Block(scale), Block(scale))))
+    assert list(conversion.priors) == ["3.0.bn1", "3.0.bn2", "3.1.bn1", "3.1.bn2", "5"]
+    assert list(conversion.cuts) == ["behind 3.0.op", "behind 3.1.op"]
+    assert list(conversion.fallbacks) == ["1"]

@@ -128,13 +128,14 @@ class _Tracer(fx.Tracer):
         return is_known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nodes_before = set(self.graph.nodes)
+        nodes_before, stack_before = set(self.graph.nodes), self.module_stack.copy()
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:  # whatever a forward does that fx has no node for
             self.opaque[self.path_of_module(m)] = _said(error)
+            self.module_stack = stack_before
             for node in reversed(self.graph.nodes):
-                if node not in nodes_before:
+                if node not in nodes_before and node.op != "get_attr":  # fx keeps parameters for later calls
                     self.graph.erase_node(node)
             return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
