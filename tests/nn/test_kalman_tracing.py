@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from anybatch.errors import InputError
-from anybatch.nn import convert
+from anybatch.nn import Moments, convert, propagation_rule, wire_kalman
+from anybatch.nn.moment_propagation import find_propagation_rule
 
 EXAMPLE = torch.zeros(4, 3, 8, 8)
 
@@ -193,3 +194,106 @@ def test_a_module_that_cannot_be_traced_takes_no_other_out_of_the_graph(scale):
     assert list(conversion.priors) == ["3.0.bn1", "3.0.bn2", "3.1.bn1", "3.1.bn2", "5"]
     assert list(conversion.cuts) == ["behind 3.0.op", "behind 3.1.op"]
     assert list(conversion.fallbacks) == ["1"]
+
+
+# ------------------------------------------------------------------------------------------- modes
+
+
+class Dropping(nn.Module):
+    """Drops by function, in its own mode or always."""
+
+    def __init__(self, drop=None, **keywords):
+        super().__init__()
+        self.drop, self.keywords = drop, keywords
+
+    def forward(self, x):
+        if self.drop is None:
+            return nn.functional.dropout(x, 0.5, **self.keywords)
+        return self.drop(x, self.training)
+
+
+def by_keyword(x, training):
+    return nn.functional.dropout(x, p=0.5, training=training)
+
+
+@torch.fx.wrap
+def dropped(x, training):
+    return nn.functional.dropout(x, 0.5, training)
+
+
+@propagation_rule(dropped)
+def _dropped(input: Moments, training: bool) -> Moments:
+    return find_propagation_rule(nn.functional.dropout).propagate(input, 0.5, training)
+
+
+def by_position(x, training):
+    return dropped(x, training)
+
+
+def variance_of_prior(model: nn.Module) -> torch.Tensor:
+    torch.manual_seed(2)
+    model(images())
+    return model[5].latest.prior.var
+
+
+@pytest.mark.parametrize("drop", [by_keyword, by_position])
+@pytest.mark.parametrize("was_training", [True, False])
+def test_a_dropout_by_function_is_predicted_in_the_mode_that_its_module_runs_in(drop, was_training):
+    wanted, found = around(nn.Dropout(0.5)), around(Dropping(drop))
+    for model in (wanted, found):
+        kalman(model.train(was_training), gain="fixed")
+    for mode in (True, False):
+        for model in (wanted, found):
+            model.train()[3].train(mode)
+        torch.testing.assert_close(variance_of_prior(found), variance_of_prior(wanted))
+    copied = copy.deepcopy(found.train())
+    found[3].eval()
+    torch.testing.assert_close(variance_of_prior(copied), variance_of_prior(wanted.train()))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"training": True}], ids=["default", "constant"])
+def test_a_dropout_that_is_always_on_is_predicted_so(keywords):
+    wanted, found = around(nn.Dropout(0.5)), around(Dropping(**keywords))
+    for model in (wanted, found):
+        kalman(model.eval(), gain="fixed")
+        model.train()
+    wanted, found[3] = variance_of_prior(wanted), found[3].eval()
+    torch.testing.assert_close(variance_of_prior(found), wanted)
+
+
+class Headed(nn.Module):
+    """Has an auxiliary head, in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = around(), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return (x, self.head(x)) if self.training else x
+
+
+class Targeted(Headed):
+    """Wants targets, in training alone."""
+
+    def forward(self, x, targets=None):
+        x = self.body(x)
+        return [x - target for target in targets] if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [(Headed(), "the model"), (Targeted(), "the model"), (around(Dropping(lambda x, mode: -x if mode else x)), "'3'")],
+)
+def test_a_forward_that_is_another_one_in_training_is_told_of_where_it_was_not_converted_in_training(model, where):
+    model.eval()
+    conversion = kalman(model)
+    assert not any(module.training for module in model.modules())
+    (note,) = [note for note in str(conversion).splitlines() if "in training" in note]
+    assert note.startswith(f"note: the forward of {where} is another one in training than in evaluation")
+    assert wire_kalman(model, EXAMPLE).notes == conversion.notes[-1:]
+
+
+@pytest.mark.parametrize("model", [Headed().train(), around(Dropping(by_keyword), nn.Dropout()).eval()])
+def test_where_the_forward_is_the_one_of_training_nothing_is_told(model):
+    assert "in training" not in str(kalman(model))

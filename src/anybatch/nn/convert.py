@@ -152,8 +152,10 @@ def convert(
     notes += _of_left_layers(converted, to, is_empty=not new)
     if not new and to != "batch":
         notes.append("there is no batch normalization in it, so nothing to replace")
-    found = {} if wiring is None else vars(wiring)
-    return Conversion(converted, to, tuple(old), notes=tuple(notes), **found)
+    if wiring is None:
+        return Conversion(converted, to, tuple(old), notes=tuple(notes))
+    notes += wiring.notes
+    return Conversion(converted, to, tuple(old), wiring.priors, wiring.cuts, wiring.fallbacks, tuple(notes))
 
 
 def _of_left_layers(model: nn.Module, to: Kind, *, is_empty: bool) -> list[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -90,11 +91,13 @@ class FoundSources:
         found: layer -> its source.
         cuts: the cuts on the way, some of them for no one.
         fallbacks: layer -> why it has no prior.
+        notes: what else is to be known, a sentence each.
     """
 
     found: dict[str, Source]
     cuts: dict[Cut, CutHere]
     fallbacks: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class SourceFinder:
 
     def _transition(self, node: fx.Node, rule: PropagationRule, known: dict[fx.Node, Known]) -> tuple[Any, ...]:
         """Return the rule's function as the options have it, its arguments, keywords and what is known of them."""
-        arguments, keywords = self._bound(node, known)
+        arguments, keywords = self._in_its_mode(node, rule, *self._bound(node, known))
         if rule.kind == "linear map" and self.options.transition == "learned":
             places = {id(each.place): each for each in known.values()}
             return _pass_on, tuple(each.place for each in places.values()), {}, known
@@ -238,6 +241,18 @@ class SourceFinder:
         arguments: Any = map_arg(node.args, substitute)
         keywords: Any = map_arg(node.kwargs, substitute)
         return (*leading, *arguments), dict(keywords)
+
+    def _in_its_mode(
+        self, node: fx.Node, rule: PropagationRule, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the mode of the module that calls, read in each pass, for the value of `training` that it had."""
+        if "training" not in signature(rule.propagate).parameters:
+            return arguments, keywords
+        caller = self.model.get_submodule(self.traced.caller_of(node))
+        bound = signature(rule.propagate).bind(*arguments, **keywords)
+        if bound.arguments.get("training") is caller.training:
+            bound.arguments["training"] = Attribute(caller, "training")
+        return bound.args, bound.kwargs
 
     def _attribute(self, node: fx.Node) -> Attribute:
         owner, _, name = str(node.target).rpartition(".")

@@ -35,12 +35,26 @@ class Traced:
         shapes: node -> shape of its tensor; nodes of other values are left out.
         constants: tensors that the model made while it was traced, by the name that the graph has for them.
         opaque: module that was taken whole -> why it could not be traced.
+        other_in_training: module whose forward calls other operations in training mode, None where there is none; ""
+            is the model.
     """
 
     graph: fx.Graph
     shapes: dict[fx.Node, tuple[int, ...]]
     constants: SimpleNamespace = field(default_factory=SimpleNamespace)
     opaque: dict[str, str] = field(default_factory=dict)
+    other_in_training: str | None = None
+
+    def caller_of(self, node: fx.Node) -> str:
+        """Say whose `forward` makes a call.
+
+        Args:
+            node: the call.
+
+        Returns:
+            The name of the module; "" is the model.
+        """
+        return _caller_of(node)
 
     def why_missing(self, module: str) -> str:
         """Say why no call of a module is in the graph.
@@ -91,7 +105,35 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
             f"example_inputs must run through {type(model).__name__}; got {_said(error)}. Pass a tensor, or a tuple of "
             "the arguments, that the model takes."
         ) from error
-    return Traced(graph, shapes, SimpleNamespace(**constants), tracer.opaque)
+    return Traced(graph, shapes, SimpleNamespace(**constants), tracer.opaque, _other_in_training(model, graph))
+
+
+def _other_in_training(model: nn.Module, graph: fx.Graph) -> str | None:
+    """Return the first module that makes other calls where all are in training mode; None where none does."""
+    if all(module.training for module in model.modules()):
+        return None
+    with unchanged(model):
+        for module in model.modules():
+            vars(module)["training"] = True
+        try:
+            trained = _Tracer().trace(model)
+        except Exception:  # what it needs in training is not known
+            return ""
+    now, then = (_calls_by_module(each) for each in (graph, trained))
+    return next((name for name in {**now, **then} if now.get(name) != then.get(name)), None)
+
+
+def _calls_by_module(graph: fx.Graph) -> dict[str, list[tuple[str, Any]]]:
+    calls: dict[str, list[tuple[str, Any]]] = {}
+    for node in graph.nodes:
+        calls.setdefault(_caller_of(node), []).append((node.op, node.target))
+    return calls
+
+
+def _caller_of(node: fx.Node) -> str:
+    """Return the name of the module whose `forward` makes a call; "" is the model."""
+    callers = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name != node.target]
+    return callers[-1] if callers else ""
 
 
 def _find_shapes(

@@ -16,7 +16,7 @@ from anybatch.errors import InputError
 from anybatch.nn.carried_moments import BehindNorm, Cut, EndOfPass, Place, Program, StartOfPass, Step
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_sources import NOTHING_KNOWN, CutHere, FoundSources, Known, Source, SourceFinder, Unknown
-from anybatch.nn.kalman_tracing import trace
+from anybatch.nn.kalman_tracing import Traced, trace
 from anybatch.nn.named_sources import Path, find_named_sources
 from anybatch.nn.unchanged_modules import unchanged
 
@@ -31,11 +31,13 @@ class Wiring:
         priors: layer -> the layers and cuts that its prior comes from, in words.
         cuts: where a tensor is observed -> why no rule leads on.
         fallbacks: layer without a prior -> why; it normalizes each split by what it observes.
+        notes: what else is to be known, a sentence each.
     """
 
     priors: dict[str, str]
     cuts: dict[str, str]
     fallbacks: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return a table of the layers."""
@@ -45,7 +47,8 @@ class Wiring:
             (f"cuts: {len(self.cuts)}", self.cuts),
             (f"layers without a prior: {len(self.fallbacks)}", self.fallbacks),
         )
-        return "\n".join(line for head, rows in parts for line in (head, *table_of(rows)))
+        lines = [line for head, rows in parts for line in (head, *table_of(rows))]
+        return "\n".join((*lines, *(f"note: {note}" for note in self.notes)))
 
 
 def wire_kalman(
@@ -100,6 +103,7 @@ def wire_kalman(
         {name: " + ".join(_shortened(list(source.leaves))) for name, source in sought.found.items()},
         {here.name: here.reason for here in (sought.cuts[cut] for cut in used)},
         sought.fallbacks,
+        sought.notes,
     )
 
 
@@ -155,7 +159,18 @@ def _find_traced(model: nn.Module, layers: dict[str, KalmanLayer], example_input
         else:
             fallbacks[name] = source.reason
     order = {name: position for position, name in enumerate(layers)}
-    return FoundSources(found, finder.cuts, dict(sorted(fallbacks.items(), key=lambda each: order[each[0]])))
+    fallbacks = dict(sorted(fallbacks.items(), key=lambda each: order[each[0]]))
+    return FoundSources(found, finder.cuts, fallbacks, _notes_on(finder.traced))
+
+
+def _notes_on(traced: Traced) -> tuple[str, ...]:
+    if traced.other_in_training is None:
+        return ()
+    where = repr(traced.other_in_training) if traced.other_in_training else "the model"
+    return (
+        f"the forward of {where} is another one in training than in evaluation, the mode it has now, for which the "
+        "priors are: put it in the mode that it trains in first",
+    )
 
 
 def _source_of(finder: SourceFinder, calls: Sequence[fx.Node]) -> Known | Unknown:
