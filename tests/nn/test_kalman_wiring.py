@@ -734,3 +734,40 @@ def test_data_parallel_ranks_find_every_parameter_used(tmp_path):
                 torch.testing.assert_close(left, right)
     finally:
         torch.distributed.destroy_process_group()
+
+
+RUNS_LATE = r"sources of '{}' must run before it; got {}, behind it.* Name a layer or a module that runs before"
+
+
+@pytest.mark.parametrize(
+    ("sources", "told"),
+    [
+        ({"body.1": [["body.4"]]}, ("body.1", r"\['body.4'\]")),
+        ({"body.1": [["body.3"]]}, ("body.1", r"\['body.3'\]")),
+        ({"body.4": [["body.1", "body.3"], ["body"]]}, ("body.4", r"\['body'\]")),
+    ],
+    ids=["layer", "observed", "one of two"],
+)
+def test_a_named_source_that_runs_behind_its_reader_is_told_of_once(sources, told):
+    model = Opaque()
+    model.body = chain(state_space="normalized")
+    wire_kalman(model, sources=sources)
+    model.eval()(images())  # where no prior is wanted
+    with pytest.warns(UserWarning, match=RUNS_LATE.format(*told)):
+        model.train()(images())
+    model(images())
+    unwire_kalman(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("options", "leaves_out"), [({}, False), ({}, True), ({"gain": "fixed", "prior_weight": 0.0}, False)]
+)
+def test_of_named_sources_in_order_nothing_is_told(options, leaves_out):
+    model = Opaque()
+    model.body = chain(**options)
+    wire_kalman(model, sources={"body.4": [["body.1", torch.relu, "body.3"]]})
+    if leaves_out:
+        model.body[1].forward = lambda x: x
+    for model_or_copy in (model, pickle.loads(pickle.dumps(model)) if not leaves_out else model):
+        model_or_copy(images())

@@ -33,10 +33,12 @@ class Source:
     Attributes:
         place: where.
         leaves: the layers and the cuts that it comes from, by name; with the call of the layer in a graph.
+        starts: where these are read, of sources that are named and may be so in a wrong order.
     """
 
     place: Place
     leaves: dict[str, fx.Node | None]
+    starts: dict[str, Place] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,10 +17,11 @@ from anybatch.nn.carried_moments import BehindNorm, Cut, EndOfPass, Place, Progr
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_sources import NOTHING_KNOWN, CutHere, FoundSources, Known, Source, SourceFinder, Unknown
 from anybatch.nn.kalman_tracing import Traced, trace
+from anybatch.nn.late_sources import LateSources
 from anybatch.nn.named_sources import Path, find_named_sources
 from anybatch.nn.unchanged_modules import unchanged
 
-_HOOKS = (Cut, StartOfPass, EndOfPass)
+_HOOKS = (Cut, StartOfPass, EndOfPass, LateSources)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def wire_kalman(
     for name, layer in layers.items():
         layer.wire(programs.get(name))
     used = _hook(model, layers, programs, sought.cuts)
+    _watch_order(model, layers, sought.found)
     return Wiring(
         {name: " + ".join(_shortened(list(source.leaves))) for name, source in sought.found.items()},
         {here.name: here.reason for here in (sought.cuts[cut] for cut in used)},
@@ -237,6 +239,14 @@ def _hook(
     model.register_forward_pre_hook(StartOfPass(carried))
     model.register_forward_hook(EndOfPass(carried), always_call=True)
     return used
+
+
+def _watch_order(model: nn.Module, layers: Mapping[str, KalmanLayer], found: Mapping[str, Source]) -> None:
+    for name, source in found.items():
+        if source.starts:
+            late = LateSources(name, layers[name], source.starts)
+            layers[name].register_forward_pre_hook(late)
+            model.register_forward_hook(late)
 
 
 def _cuts_before(place: Any, seen: set[int]) -> list[Cut]:

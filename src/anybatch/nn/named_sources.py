@@ -53,7 +53,7 @@ def find_named_sources(
     found = {}
     for name, paths in sources.items():
         _check_paths(name, paths)
-        ends = []
+        ends, starts = [], {}
         for path in paths:
             module = _module(model, path[0])
             start = (
@@ -61,10 +61,11 @@ def find_named_sources(
                 if isinstance(module, KalmanLayer)
                 else cuts.setdefault(path[0], Cut(options.count_splits))
             )
+            starts[path[0]] = start
             ends.append(_follow(model, start, path[1:]))
         _check_scales(model, name, paths)
-        starts = {f"behind {path[0]}" if path[0] in cuts else path[0]: None for path in paths}
-        found[name] = Source(_added(ends), dict.fromkeys(starts))
+        leaves = dict.fromkeys(f"behind {start}" if start in cuts else start for start in starts)
+        found[name] = Source(_added(ends), leaves, starts=starts)
     fallbacks = {name: "not in sources" for name in layers if name not in sources}
     return FoundSources(found, {cut: CutHere(name, False, _NAMED) for name, cut in cuts.items()}, fallbacks)
 
