@@ -160,3 +160,29 @@ def test_options_of_another_value_are_refused_before_anything_changes():
     with pytest.raises(InputError, match="gain must be one of fixed, learned, adaptive; got 'none'"):
         convert(model, "kalman", example_inputs=images(), gain="none")
     assert type(model[1]) is nn.BatchNorm2d
+
+
+class ByKeyword(nn.Module):
+    """Calls every module by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = chain()
+
+    def forward(self, x):
+        for module in self.body:
+            x = module(input=x)
+        return x
+
+
+@pytest.mark.parametrize("options", [{}, {"transition": "sampled"}, {"state_space": "raw"}])
+def test_layers_that_are_called_by_keyword_have_the_priors_of_others(options):
+    named, plain = ByKeyword(), chain()
+    conversion = convert(named, "kalman", example_inputs=images(), micro_batch_size=2, **options)
+    convert(plain, "kalman", example_inputs=images(), micro_batch_size=2, **options)
+    assert conversion.priors == {"body.4": "body.1"}
+    outputs = []
+    for model in (named, plain):
+        torch.manual_seed(0)
+        outputs.append(model(images()))
+    torch.testing.assert_close(*outputs)

@@ -265,8 +265,9 @@ class SourceFinder:
     def _sampled(self, node: fx.Node, module: nn.Module, rule: PropagationRule, known: dict[fx.Node, Known]) -> Any:
         before = node.all_input_nodes[0]
         activation_rule = find_propagation_rule(self.module_of(before) or before.target)
-        is_activation = activation_rule is not None and activation_rule.kind == "activation" and before.args[:1]
-        source = self._found.get(before.all_input_nodes[0]) if is_activation else None
+        is_activation = activation_rule is not None and activation_rule.kind == "activation"
+        begins_with_input = bool(before.args) or before.op == "call_module"
+        source = self._found.get(before.all_input_nodes[0]) if is_activation and begins_with_input else None
         if not isinstance(source, Known):
             return SampledTransition(module, rule, None, None), (known[before].place,), {}, known
         activate, follow = self._activation(before, activation_rule)

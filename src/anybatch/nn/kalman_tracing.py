@@ -198,4 +198,6 @@ class _Shapes(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
         keeps_shape = isinstance(module, (KalmanLayer, nn.modules.batchnorm._BatchNorm))
-        return args[0].clone() if keeps_shape else super().call_module(target, args, kwargs)
+        return (
+            next(iter((*args, *kwargs.values()))).clone() if keeps_shape else super().call_module(target, args, kwargs)
+        )
