@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from anybatch.errors import InputError
 from anybatch.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, Kind, convert
@@ -237,3 +238,36 @@ def test_bad_options_are_refused_before_anything_changes():
     with pytest.raises(InputError, match="ghost_batch_size must be a positive integer; got 0"):
         convert(model, "ghost", ghost_batch_size=0)
     assert type(model[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ("reparametrize", "held"),
+    [
+        (lambda norm: prune.l1_unstructured(norm, "weight", amount=0.5), "weight_mask, weight_orig"),
+        (lambda norm: prune.l1_unstructured(norm, "bias", amount=0.5), "bias_mask, bias_orig"),
+        (nn.utils.weight_norm, "weight_g, weight_v"),
+    ],
+    ids=["pruned weight", "pruned bias", "weight norm"],
+)
+@pytest.mark.parametrize("kind", ["ghost", "kalman", "group", "sync"])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_norm_whose_weights_are_made_of_others_is_refused(reparametrize, held, kind):
+    model = nn.Sequential(nn.BatchNorm2d(8))
+    reparametrize(model[0])
+    before = model[0]
+    told = f"layer '0' must hold its weight and bias itself; got {held} of pruning, .* Make them permanent first: "
+    with pytest.raises(InputError, match=told):
+        convert(model, kind, example_inputs=torch.randn(2, 8, 4, 4) if kind == "kalman" else None)
+    assert model[0] is before
+
+
+def test_a_layer_of_our_own_whose_weight_is_pruned_is_refused_and_converted_once_that_is_permanent():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+    convert(model, "group_kalman", example_inputs=torch.randn(2, 3, 4, 4))
+    prune.l1_unstructured(model[1], "weight", amount=0.5)
+    with pytest.raises(
+        InputError, match="layer '1' must hold its weight and bias itself; got weight_mask, weight_orig"
+    ):
+        convert(model, "group")
+    prune.remove(model[1], "weight")
+    assert convert(model, "group").replaced == ("1",)

@@ -115,8 +115,8 @@ def convert(
         InputError: what is no model or no optimizer, an unknown kind, an option that the kind does not have, a model
             that is wrapped or compiled, or a batch normalization that is not exactly one of torch's: a lazy one, whose
             shape is unknown, a SyncBatchNorm of another hand, and subclasses, whose own behaviour would be lost; a
-            layer whose forward
-            is compiled or patched, or that has a load_state_dict pre-hook, which hold the old object.
+            layer whose forward is compiled or patched, or that has a load_state_dict pre-hook, which hold the old
+            object; a layer that is pruned or under weight normalization.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -236,6 +236,7 @@ def _find_layers(model: nn.Module, kind: Kind) -> dict[str, nn.Module]:
 
 
 def _check_needs_none(name: str, layer: nn.Module, kind: Kind) -> None:
+    _check_holds_weights(name, layer)
     if TARGETS[kind].arguments is None:
         raise InputError(
             f"layer {name!r} must have running statistics to become {kind!r}; got {type(layer).__name__}. Convert a "
@@ -244,7 +245,7 @@ def _check_needs_none(name: str, layer: nn.Module, kind: Kind) -> None:
 
 
 def _check_replaceable(name: str, layer: nn.Module, kind: Kind) -> None:
-    where = f"layer {name!r}" if name else "the model"
+    where = _where(name)
     is_known = type(layer) in (*BATCH_TYPES, *OWN_TYPES) or knows_dimension(layer) or is_activated(layer)
     if not is_known and not is_frozen_batch_norm(layer):
         is_lazy = isinstance(layer, LazyModuleMixin)
@@ -258,11 +259,28 @@ def _check_replaceable(name: str, layer: nn.Module, kind: Kind) -> None:
             f"{where} must hold nothing that is bound to the old object; got a compiled or patched forward or a "
             "load_state_dict pre-hook. Convert first, then compile, patch and register."
         )
+    _check_holds_weights(name, layer)
     if TARGETS[kind].needs_statistics and layer._buffers.get("running_mean") is None:
         raise InputError(
             f"{where} must have running statistics to become {kind!r}; got track_running_stats=False. "
             "Make it with track_running_stats=True."
         )
+
+
+def _check_holds_weights(name: str, layer: nn.Module) -> None:
+    held = layer._parameters.keys() | layer._buffers.keys()
+    missing = [name for name in ("weight", "bias") if name not in held]
+    if missing:
+        made_of = sorted(each for each in held if each.startswith(tuple(f"{name}_" for name in missing)))
+        raise InputError(
+            f"{_where(name)} must hold its weight and bias itself; got {', '.join(made_of)} of pruning, weight or "
+            "spectral normalization. Make them permanent first: torch.nn.utils.prune.remove, remove_weight_norm or "
+            "remove_spectral_norm."
+        )
+
+
+def _where(name: str) -> str:
+    return f"layer {name!r}" if name else "the model"
 
 
 def _holds_module(hook: Any) -> bool:
