@@ -186,3 +186,17 @@ def test_layers_that_are_called_by_keyword_have_the_priors_of_others(options):
         torch.manual_seed(0)
         outputs.append(model(images()))
     torch.testing.assert_close(*outputs)
+
+
+def test_an_average_of_the_weights_is_converted_by_its_module_as_the_note_says():
+    model = chain()
+    average = torch.optim.swa_utils.AveragedModel(model)
+    conversion = convert(model, "kalman", example_inputs=images(), micro_batch_size=2)
+    assert any("of an AveragedModel its module, `averaged.module`" in note for note in conversion.notes)
+    convert(average.module, "kalman", example_inputs=images(), micro_batch_size=2)
+    average.update_parameters(model)
+    with torch.no_grad():
+        model[4].prior_logit += 1
+    average.update_parameters(model)
+    torch.testing.assert_close(average.module[4].prior_logit, model[4].prior_logit - 0.5)
+    assert average(images()).shape == model(images()).shape

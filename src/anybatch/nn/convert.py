@@ -179,7 +179,10 @@ def _of_other_tensors(new: Mapping[nn.Module, nn.Module]) -> list[str]:
     removed = {name for old, layer in new.items() for name in _tensors(old) - _tensors(layer)}
     notes = []
     if added or removed:
-        notes.append("the layers have other tensors: convert an average of the weights, such as AveragedModel, too")
+        notes.append(
+            "the layers have other tensors: convert an average of the weights too, of an AveragedModel its module, "
+            "`averaged.module`"
+        )
     if added and all(isinstance(layer, OWN_TYPES) for layer in new.values()):
         held = ", ".join(sorted(added))
         notes.append(f"checkpoints hold {held} too: for batch norm, save them after convert(model, 'batch')")
