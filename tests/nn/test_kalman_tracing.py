@@ -132,6 +132,15 @@ def test_a_converted_model_trains_on_real_tensors_and_can_be_saved(part):
     pickle.dumps(model.state_dict())
 
 
+def test_lazy_layers_are_to_see_a_batch_first():
+    model = around().append(nn.LazyConv2d(2, 1))
+    with pytest.raises(InputError, match=r"'5.weight' must have its shape before the model is traced; got a lazy one"):
+        kalman(model)
+    model(images())
+    assert type(model[5].weight) is nn.Parameter
+    assert kalman(model).priors == {"4": "1"}
+
+
 class Shifted(nn.Module):
     """Adds a tensor that is no attribute of any module."""
 

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.nn.parameter import is_lazy
 
 from anybatch.errors import InputError
 from anybatch.nn.kalman_layer import KalmanLayer
@@ -84,8 +85,10 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
         The graph and its shapes.
 
     Raises:
-        InputError: the model's own `forward` cannot be traced, or the example inputs do not run through it.
+        InputError: a lazy parameter, the model's own `forward` cannot be traced, or the example inputs do not run
+            through it.
     """
+    _check_not_lazy(model)
     tracer = _Tracer()
     own = set(vars(model))
     try:
@@ -106,6 +109,16 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
             "the arguments, that the model takes."
         ) from error
     return Traced(graph, shapes, SimpleNamespace(**constants), tracer.opaque, _other_in_training(model, graph))
+
+
+def _check_not_lazy(model: nn.Module) -> None:
+    """Refuse what a trial run would give a shape for good."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"{name!r} must have its shape before the model is traced; got a lazy one. Run a batch through the "
+                "model first."
+            )
 
 
 def _other_in_training(model: nn.Module, graph: fx.Graph) -> str | None:
