@@ -1,6 +1,7 @@
 """Priors along a network: who has one, cuts, and that they are the same under copies, checkpoints and compilers."""
 
 import copy
+import operator
 import pickle
 from functools import partial
 
@@ -339,9 +340,10 @@ def test_a_tensor_that_is_observed_may_be_changed_in_place(sources):
 # ------------------------------------------------------------------------------------------- the same everywhere
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
-)
+COPIES = [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "pickle"])
 def test_a_copy_is_wired_to_itself(copied):
     model = Residual()
     wire_kalman(model, EXAMPLE)
@@ -355,6 +357,30 @@ def test_a_copy_is_wired_to_itself(copied):
             parameter.zero_()
     for left, right in zip(gradients(other, images()), wanted, strict=True):
         torch.testing.assert_close(left, right)
+
+
+class Through(nn.Module):
+    """A function between two layers, called as it is."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.conv = KalmanNorm2d(3, micro_batch_size=2), nn.Conv2d(3, 4, 3)
+        self.second, self.function = KalmanNorm2d(4, micro_batch_size=2), function
+
+    def forward(self, x):
+        return self.second(self.conv(self.function(self.first(x))))
+
+
+FUNCTIONS = [nn.functional.silu, nn.functional.gelu, torch.sigmoid, torch.tanh, operator.methodcaller("tanh")]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=["silu", "gelu", "sigmoid", "tanh", "method"])
+@pytest.mark.parametrize("copied", COPIES, ids=["copy", "pickle"])
+def test_a_model_that_is_wired_through_a_function_can_be_copied(function, copied):
+    model = Through(function)
+    assert wire_kalman(model, EXAMPLE).priors == {"second": "first"}
+    torch.testing.assert_close(copied(model)(images()), model(images()))
 
 
 def test_a_copy_in_the_middle_of_a_pass_is_empty():

@@ -142,11 +142,11 @@ def _through_module(module: nn.Module, moments: Moments) -> Moments:
 
 def _function_rule(function: Any) -> Callable[..., Moments]:
     called = getattr(torch.Tensor, function) if isinstance(function, str) else function
+    return partial(_through_called, called)  # which pickles with the models that are wired through it
 
-    def through_named_function(input: Moments, *args: Any, **kwargs: Any) -> Moments:
-        return through_function(input, lambda values: called(values, *args, **kwargs))
 
-    return through_named_function
+def _through_called(called: Callable[..., Tensor], input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    return through_function(input, lambda values: called(values, *args, **kwargs))
 
 
 @propagation_rule(nn.ReLU, kind="activation")
