@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
+from anybatch.nn.buffer_reads import read_buffer
 from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
@@ -161,11 +162,11 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        num_updates = self.num_batches_tracked.to(wide_dtype(self.running_var))
+        num_updates = read_buffer(self.num_batches_tracked).to(wide_dtype(self.running_var))
         output, mean, var = batch_renorm(
             input,
-            self.running_mean,
-            self.running_var,
+            read_buffer(self.running_mean),
+            read_buffer(self.running_var),
             self.weight,
             self.bias,
             limits=renorm_limits(num_updates, self.r_max, self.d_max, self.relaxation),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
+from anybatch.nn.buffer_reads import read_buffer
 from anybatch.nn.carried_moments import Program, are_cut_off
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_options import KalmanOptions
@@ -240,7 +241,7 @@ class KalmanLayer(nn.Module, ABC):
             return torch.full((1,), self.options.prior_weight, device=input.device, dtype=wide_dtype(input))
         if is_computed_again() and self.latest is not None and self.latest.prior_weight is not None:
             return self.latest.prior_weight
-        return adaptive_prior_weight(self.gain_moments, self.options.prior_weight).to(wide_dtype(input))
+        return adaptive_prior_weight(read_buffer(self.gain_moments), self.options.prior_weight).to(wide_dtype(input))
 
     @torch.no_grad()
     def _track_gain(self, input: Tensor, num_values: int) -> None:

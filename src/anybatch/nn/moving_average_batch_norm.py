@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from anybatch.errors import InputError
+from anybatch.nn.buffer_reads import read_buffer
 from anybatch.nn.layer_settings import check_eps, is_number
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
@@ -68,7 +69,7 @@ class _MovingAverageBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = (1, -1, *(1 for _ in input.shape[2:]))
         centred = input.to(wide) - self.running_mean.to(wide).view(shape)
         with torch.no_grad():
-            is_warm = self.num_updates >= self.warmup_updates
+            is_warm = read_buffer(self.num_updates) >= self.warmup_updates
             var, r = self._look(_means_of_parts(centred.square(), num_parts), is_warm)
             self.num_updates.add_(1)
         output = _Stabilized.apply(centred, var + self.eps, r, self.projections, is_warm)
@@ -82,9 +83,9 @@ class _MovingAverageBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _look(self, second_moments: Tensor, is_warm: Tensor) -> tuple[Tensor, Tensor]:
         """Return the variances of the parts, averaged over the last ones, and their correction; track them."""
         assert self.running_var is not None
-        averaged = windowed_means(self.second_moments, second_moments, self.num_averaged)
+        averaged = windowed_means(read_buffer(self.second_moments), second_moments, self.num_averaged)
         var = torch.where(is_warm, averaged, second_moments)
-        r = ((var + self.eps) / (self.running_var.to(var) + self.eps)).sqrt()
+        r = ((var + self.eps) / (read_buffer(self.running_var).to(var) + self.eps)).sqrt()
         r = torch.where(is_warm, r.clamp(1 / self.r_max, self.r_max), torch.ones_like(r))
         _push(self.second_moments, second_moments)
         self._track(var.mean(0))
