@@ -655,6 +655,76 @@ def test_an_optimizer_of_named_parameters_learns_the_names_of_gains():
     assert dict(zip(held[0]["param_names"], held[0]["params"], strict=True)) == dict(model.named_parameters())
 
 
+def held_by(optimizer):
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"transition": "learned"}])
+def test_what_a_frozen_layer_would_learn_is_frozen(options):
+    model = convolutions()
+    model[4].requires_grad_(False)
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    trained = held_by(optimizer)
+    conversion = converted(model, "kalman", 8, optimizer=optimizer, **options)
+    assert "4" in conversion.priors
+    assert not any(parameter.requires_grad for parameter in model[4].parameters())
+    assert held_by(optimizer) == trained == {id(each) for each in model.parameters() if each.requires_grad}
+
+
+def test_what_a_layer_learns_whose_bias_alone_is_trained_is_learnt():
+    model = small_model()
+    model[5].weight.requires_grad_(False)
+    converted(model, "kalman", 8)
+    assert model[5].prior_logit.requires_grad
+
+
+def test_the_gain_of_a_frozen_batch_norm_is_frozen():
+    frozen = torchvision.ops.FrozenBatchNorm2d
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), frozen(8), nn.ReLU(), nn.Conv2d(8, 8, 3), frozen(8))
+    converted(model, "kalman")
+    assert not model[4].prior_logit.requires_grad
+
+
+def test_an_optimizer_that_does_not_train_a_layer_does_not_get_its_gain():
+    model = convolutions()
+    optimizer = torch.optim.SGD(model[5].parameters(), lr=0.1)
+    trained = held_by(optimizer)
+    notes = converted(model, "kalman", 8, optimizer=optimizer, transition="learned").notes
+    told = "3 parameters added (4.prior_logit, 4.prior_scale, 4.prior_noise) stay out of the optimizer, which holds no"
+    assert notes[0].startswith(told)
+    assert held_by(optimizer) == trained
+    assert model[4].prior_logit.requires_grad
+
+
+def test_an_optimizer_of_matrices_alone_does_not_get_a_gain():
+    model = small_model()
+    model[1], model[5] = nn.BatchNorm2d(8, affine=False), nn.BatchNorm1d(8, affine=False)
+    matrices, others = ([each for each in model.parameters() if (each.dim() > 1) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.SGD(matrices, lr=0.1)
+    conversion = converted(model, "kalman", 8, optimizer=optimizer)
+    assert "1 parameters added (5.prior_logit) stay out of the optimizer" in str(conversion)
+    optimizer = torch.optim.SGD([{"params": matrices}, {"params": others}], lr=0.1)
+    converted(model, "batch")
+    converted(model, "kalman", 8, optimizer=optimizer)
+    assert any(each is model[5].prior_logit for each in optimizer.param_groups[1]["params"])
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="of newer PyTorch")
+def test_muon_goes_on_with_its_matrices():
+    model = small_model()
+    optimizer = torch.optim.Muon([each for each in model.parameters() if each.dim() == 2], lr=0.1)
+    converted(model, "kalman", 8, optimizer=optimizer)
+    model(images(4, 8)).square().sum().backward()
+    optimizer.step()
+    assert len(held_by(optimizer)) == 1
+
+
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(InputError, match="optimizer must hold parameters of the model; got SGD without any"):

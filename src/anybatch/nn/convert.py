@@ -101,7 +101,8 @@ def convert(
             deployment. A layer that is of the kind already keeps the options that are not given.
         example_inputs: a tensor or a tuple of arguments of the model; needed by "kalman" and "group_kalman", which
             find out which layer follows which.
-        optimizer: told of parameters that are added or removed, with their state; what is added has no weight decay.
+        optimizer: told of parameters that are added or removed, with their state; what is added has no weight decay,
+            and stays out where the optimizer holds nothing of its layer.
         **options: of the kind; None is the default. "ghost": ghost_batch_size, running_update. "kalman" and
             "group_kalman": those of `KalmanOptions`, num_groups, and sources, see `wire_kalman`. "batch_renorm":
             micro_batch_size, r_max, d_max, relaxation, momentum. "moving_average": micro_batch_size, num_averaged,

@@ -117,12 +117,17 @@ class KalmanLayer(nn.Module, ABC):
         like = self._like()
         if self.options.gain == "learned" and "prior_logit" not in self._parameters:
             logit = math.log(self.options.prior_weight / (1 - self.options.prior_weight))
-            self.prior_logit = nn.Parameter(torch.full((1,), logit, **like))
+            self.prior_logit = self._learned(torch.full((1,), logit, **like))
         if self.options.gain == "adaptive" and "gain_moments" not in self._buffers:
             self.register_buffer("gain_moments", torch.zeros(2, **like))
         if self.options.transition == "learned" and "prior_scale" not in self._parameters:
-            self.prior_scale = nn.Parameter(torch.ones(num_channels, **like))
-            self.prior_noise = nn.Parameter(torch.zeros(num_channels, **like))
+            self.prior_scale = self._learned(torch.ones(num_channels, **like))
+            self.prior_noise = self._learned(torch.zeros(num_channels, **like))
+
+    def _learned(self, start: Tensor) -> nn.Parameter:
+        """Return a parameter that is frozen where the layer's own are."""
+        own = [each for each in (self.weight, self.bias) if each is not None]
+        return nn.Parameter(start, requires_grad=not own or any(each.requires_grad for each in own))
 
     def _like(self) -> dict[str, Any]:
         tensors = [each for each in (self.weight, getattr(self, "running_mean", None)) if each is not None]

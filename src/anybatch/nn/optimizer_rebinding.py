@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -46,9 +46,11 @@ def rebind(
 ) -> list[str]:
     """Let an optimizer forget parameters that are gone and hold those that are new.
 
-    A new parameter joins the group of its layer's weight or bias, or the first group. Where weight decay concerns that
-    one, it joins a group without whose other settings are the same, or a new group; a learning rate scheduler counts
-    the groups, so that where one holds them there is no new one.
+    A new parameter joins the group of its layer's weight or bias. Where weight decay concerns that one, it joins a
+    group without whose other settings are the same, or a new group; a learning rate scheduler counts the groups, so
+    that where one holds them there is no new one. It stays out where the optimizer holds nothing of its layer: that one
+    is frozen, or another optimizer's. A layer with nothing of its own is taken for one with a bias: what is new joins
+    the first group with a vector or a number, as a group of matrices may be of a method for these alone.
 
     Args:
         optimizer: changed in place; None where there is none.
@@ -61,22 +63,40 @@ def rebind(
     before = {parameter: None for layer in new_of for parameter in layer.parameters()}
     after = {parameter: layer for layer in new_of.values() for parameter in layer.parameters()}
     removed = [parameter for parameter in before if parameter not in after]
-    added = [parameter for parameter in after if parameter not in before and parameter.requires_grad]
+    added = {parameter: None for parameter in after if parameter not in before and parameter.requires_grad}
     if not removed and not added:
         return []
-    what = f"{len(added)} parameters added, {len(removed)} removed"
     if optimizer is None:
         undecayed = ", which spares those added weight decay" if added else ""
+        what = _counted(len(added), len(removed))
         return [f"{what}: make the optimizer after the conversion, or pass it as optimizer={undecayed}"]
-    notes = [_hold(optimizer, parameter, after[parameter], (names or {}).get(parameter, "")) for parameter in added]
+    homes = {parameter: _group_of(optimizer, after[parameter], added) for parameter in added}
+    named = {parameter: (names or {}).get(parameter, "") for parameter in added}
+    joining = {parameter: group for parameter, group in homes.items() if group is not None}
+    notes = [_hold(optimizer, group, parameter, named[parameter]) for parameter, group in joining.items()]
     for parameter in removed:
         _forget(optimizer, parameter)
-    return [f"{what}, in the optimizer too", *dict.fromkeys(note for note in notes if note)]
+    if joining or removed:
+        notes.insert(0, f"{_counted(len(joining), len(removed))}, in the optimizer too")
+    notes.append(_of_those_outside([named[parameter] for parameter in added if parameter not in joining]))
+    return list(dict.fromkeys(note for note in notes if note))
 
 
-def _hold(optimizer: Optimizer, parameter: nn.Parameter, layer: nn.Module, name: str) -> str:
-    """Put a parameter into a group, and return what is to be known of that, or nothing."""
-    own = _group_of(optimizer, layer)
+def _counted(num_added: int, num_removed: int) -> str:
+    return f"{num_added} parameters added, {num_removed} removed"
+
+
+def _of_those_outside(names: list[str]) -> str:
+    """Say which parameters the optimizer does not train, or nothing."""
+    known = [name for name in names if name]
+    listed = ", ".join(known if len(known) <= 3 else [known[0], "...", known[-1]])
+    what = f"{len(names)} parameters added{' (' + listed + ')' if listed else ''}"
+    why = "which holds no parameter of their layers: give them to the one that is to train them"
+    return f"{what} stay out of the optimizer, {why}" if names else ""
+
+
+def _hold(optimizer: Optimizer, own: dict[str, Any], parameter: nn.Parameter, name: str) -> str:
+    """Put a parameter into its layer's group or one like it, and return what is to be known of that, or nothing."""
     groups = [each for each in (own, *optimizer.param_groups) if not each.get("weight_decay")]
     found = next((each for each in groups if _other_settings(each) == _other_settings(own)), None)
     is_scheduled = any("initial_lr" in group for group in optimizer.param_groups)
@@ -88,12 +108,14 @@ def _hold(optimizer: Optimizer, parameter: nn.Parameter, layer: nn.Module, name:
     return _DECAYED if found is None else ""
 
 
-def _group_of(optimizer: Optimizer, layer: nn.Module) -> dict[str, Any]:
-    own = {id(parameter) for parameter in layer.parameters()}
-    for group in optimizer.param_groups:
-        if any(id(parameter) in own for parameter in group["params"]):
-            return group
-    return optimizer.param_groups[0]
+def _group_of(optimizer: Optimizer, layer: nn.Module, added: Collection[nn.Parameter]) -> dict[str, Any] | None:
+    """Return the group whose settings the layer's new parameters take, or None where they stay out."""
+    own = {id(parameter) for parameter in layer.parameters() if parameter not in added}
+
+    def is_like(parameter: nn.Parameter) -> bool:
+        return id(parameter) in own if own else parameter.dim() < 2
+
+    return next((group for group in optimizer.param_groups if any(map(is_like, group["params"]))), None)
 
 
 def _other_settings(group: Mapping[str, Any]) -> dict[str, Any]:
