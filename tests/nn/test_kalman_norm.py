@@ -172,6 +172,60 @@ def test_check_15_one_value_per_split_is_no_number_lost():
         KalmanNorm2d(3, splits=4)(x)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1), (4, 3, 1, 1)])
+def test_a_split_of_one_value_is_normalized_by_its_prior(shape):
+    x, weight, bias = draw(*shape), draw(3, seed=1), draw(3, seed=2)
+    leaves = [each.requires_grad_() for each in (x, weight, bias, draw(4, 3, seed=3), draw(4, 3, seed=4).exp())]
+    output = kalman_norm(*leaves[:3], Moments(*leaves[3:]), prior_weight=0.6, splits=4, ratio_limit=1e-3).output
+    twin = train_once(*leaves[:3], tuple(leaves[3:]), 0.6, 4, ratio_limit=1e-3).output
+    grad = draw(*shape, seed=5)
+    check_close(output, twin, rtol=1e-9, atol=1e-9)
+    for left, right in zip(*(torch.autograd.grad(each, leaves, grad) for each in (output, twin)), strict=True):
+        check_close(left, right, rtol=1e-9, atol=1e-9)
+        assert left.abs().max() > 1e-3
+
+
+def test_running_statistics_of_splits_of_one_value_are_those_of_what_a_right_prior_foretells():
+    prior = standing_prior([[1.0] * 8], [[4.0] * 8])
+    layer = KalmanNorm1d(8, micro_batch_size=1, momentum=1.0, prior=prior)
+    layer(1 + 2 * draw(4096, 8, dtype=torch.float32))
+    check_close(layer.running_mean, [1.0] * 8, rtol=0, atol=0.2)
+    check_close(layer.running_var, [4.0] * 8, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("var", "options", "told"),
+    [
+        (None, {}, r"there is no prior; got 1, for .* \(4, 3\)\. Make fewer splits, or give the layer a prior\."),
+        ([[1.0] * 3], {"prior_weight": 0.0, **FIXED}, "there is no prior; got 1"),
+        ([[0.0] * 3], {}, "the prior foretells no variance; got 1, .* or give the layer a prior that is not of one"),
+        ([[1e-12] * 3], {}, "the prior foretells no variance; got 1"),
+        ([[1.0] * 3], {"gate": "layer"}, "gate is 'layer', .* got 1, .* or choose gate 'channel'"),
+    ],
+)
+def test_splits_of_one_value_without_a_variance_are_refused(var, options, told):
+    prior = None if var is None else standing_prior([[0.0] * 3], var)
+    layer = KalmanNorm1d(3, splits=4, prior=prior, **options)
+    with pytest.raises(InputError, match=f"more than 1 value per channel in training where {told}"):
+        layer(draw(4, 3, dtype=torch.float32))
+    assert layer.num_batches_tracked == 0
+    options = {name: value for name, value in options.items() if name != "gain"}
+    with pytest.raises(InputError, match=told):
+        kalman_norm(draw(4, 3), prior=None if var is None else moments([[0.0] * 3], var), splits=4, **options)
+    assert layer.eval()(draw(4, 3, dtype=torch.float32)).shape == (4, 3)
+
+
+def test_a_prior_of_which_some_channels_are_constants_stands_in_for_one_value():
+    layer = KalmanNorm1d(3, splits=4, prior=standing_prior([[0.0] * 3], [[1.0, 0.0, 1.0]]))
+    assert layer(draw(4, 3, dtype=torch.float32)).isfinite().all()
+
+
+def test_a_group_of_one_value_is_normalized_by_its_prior():
+    layer = GroupKalmanNorm(3, 3, prior=standing_prior([[0.0] * 3], [[4.0] * 3]), dtype=torch.float64, **FIXED)
+    x = draw(2, 3)
+    check_close(layer(x), x / 2 / (2 + x.square() / 4 + 1e-5).sqrt(), rtol=1e-9, atol=1e-9)
+
+
 # ------------------------------------------------------------------------------------------- the slow twin
 
 
@@ -649,11 +703,12 @@ def test_group_kalman_norm_takes_no_splits():
     ratio_limit=st.sampled_from([0.0, 1.0, 100.0]),
     posterior_gradients=st.sets(st.sampled_from([2, 3])),
     learns_weight=st.booleans(),
+    num_values=st.sampled_from([None, 1, 2]),
 )
 def test_the_closed_form_of_a_corrections_gradients_is_autograds(
-    seed, is_affine, is_grouped, has_prior, gate, ratio_limit, posterior_gradients, learns_weight
+    seed, is_affine, is_grouped, has_prior, gate, ratio_limit, posterior_gradients, learns_weight, num_values
 ):
-    rule = Correction(1e-3, gate, ratio_limit)
+    rule = Correction(1e-3, gate, ratio_limit, num_values)
     rule = GroupCorrection(*vars(rule).values(), num_groups=2) if is_grouped else rule
     means, variances = draw(2, 3, 6, seed=seed), 0.1 + draw(2, 3, 6, seed=seed + 1).square()
     affine = draw(2, 6, seed=seed + 2) if is_affine else (None, None)

@@ -3,6 +3,7 @@
 import copy
 import operator
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -491,6 +492,34 @@ def test_a_frozen_layer_before_a_reentrant_checkpoint_has_no_gradient_to_lose():
     model.parts[0].requires_grad_(False).eval()
     model(images().requires_grad_()).square().mean().backward()
     assert model.parts[1][1].weight.grad is not None
+
+
+def pooled_to_one_value(pooling: nn.Module) -> nn.Sequential:
+    options = {"micro_batch_size": 1}
+    last = [nn.Conv2d(6, 5, 1), KalmanNorm2d(5, **options)]
+    return nn.Sequential(chain(state_space="normalized", **options), nn.ReLU(), pooling, *last)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_one_value_per_split_has_the_same_gradients_under_a_compiler():
+    model = pooled_to_one_value(nn.AvgPool2d(8))
+    assert "4" in wire_kalman(model, EXAMPLE).priors
+    compiled = copy.deepcopy(model)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    wanted = gradients(model, images())
+    assert model[3].weight.grad.abs().max() > 1e-4
+    for left, right in zip(gradients(compiled, images(), run), wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("state_space", ["raw", "normalized", "observed"])
+def test_a_prior_that_is_observed_on_one_value_does_not_stand_in_for_one(state_space):
+    model = pooled_to_one_value(nn.AdaptiveMaxPool2d(1))
+    for layer in (model[0][1], model[0][4], model[4]):
+        layer.options = replace(layer.options, state_space=state_space)
+    assert list(wire_kalman(model, EXAMPLE).cuts) == ["behind 2"]
+    with pytest.raises(InputError, match=r"where the prior foretells no variance; got 1, .* not of one value itself"):
+        model(images())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler hides it, unless warnings are errors

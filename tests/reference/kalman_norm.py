@@ -18,9 +18,13 @@ class ReferencePass:
     running_var: Tensor
 
 
-def keeps_prior(observed_var, prior_var, gate: str, ratio_limit: float, eps: float) -> list[list[bool]]:
+def keeps_prior(
+    observed_var, prior_var, gate: str, ratio_limit: float, eps: float, num_values: int
+) -> list[list[bool]]:
     """Per split and channel, whether the gate lets the prior through."""
     num_splits, num_channels = len(observed_var), len(observed_var[0])
+    if gate == "channel" and num_values == 1:
+        return [[True] * num_channels] * num_splits
     if gate == "channel":
         return [
             [float(prior_var[s][c] + eps) / float(observed_var[s][c] + eps) < ratio_limit for c in range(num_channels)]
@@ -57,7 +61,7 @@ def train_once(
     ]
     if prior is not None:
         constants = [[v.detach() for v in row] for row in variances]
-        kept = keeps_prior(constants, prior[1].detach(), gate, ratio_limit, eps)
+        kept = keeps_prior(constants, prior[1].detach(), gate, ratio_limit, eps, len(observed[0][0]))
         for s in range(num_splits):
             for c in range(x.shape[1]):
                 m, v, pm, pv = means[s][c], variances[s][c], prior[0][s, c], prior[1][s, c]
@@ -121,7 +125,7 @@ def train_groups_once(
         folded = [[_fold(prior[0][n, group], prior[1][n, group]) for group in groups] for n in range(len(x))]
         constants = [[v.detach() for v in row] for row in variances]
         prior_var = torch.tensor([[var.item() for _, var in row] for row in folded], dtype=torch.float64)
-        kept = keeps_prior(constants, prior_var, gate, ratio_limit, eps)
+        kept = keeps_prior(constants, prior_var, gate, ratio_limit, eps, len(values[0][0]))
         for n in range(len(x)):
             for g in range(num_groups):
                 m, v, (pm, pv) = means[n][g], variances[n][g], folded[n][g]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class GroupCorrection(Correction):
         num_groups: G.
     """
 
-    num_groups: int
+    num_groups: int = field(kw_only=True)
 
     def correct(
         self, observed: Moments, prior_mean: Tensor | None, prior_var: Tensor | None, prior_weight: Tensor | None
@@ -153,10 +153,12 @@ class GroupKalmanNorm(KalmanLayer, nn.GroupNorm):
         check_input(input, self.num_channels)
         if not len(input):
             return super().forward(input)
-        rule = GroupCorrection(self.eps, self.options.gate, self.options.ratio_limit, self.num_groups)
+        num_values = input[0].numel() // self.num_groups
+        options = self.options
+        rule = GroupCorrection(self.eps, options.gate, options.ratio_limit, num_values, num_groups=self.num_groups)
         normalized = self._normalize(input, len(input), rule)
         if self.training and not is_computed_again():
-            self._track_gain(input, input[0].numel() // self.num_groups)
+            self._track_gain(input, num_values)
         return normalized.output
 
     def _as_blended(self, moments: Moments) -> Moments:

@@ -13,6 +13,8 @@ from anybatch.errors import InputError
 from anybatch.nn.kalman_options import Gate
 from anybatch.nn.moments import Moments
 
+_NOTHING_BESIDE_EPS = 1e-5  # a constant keeps a trace of variance behind an activation
+
 
 def correct_moments(
     observed: Moments,
@@ -22,11 +24,13 @@ def correct_moments(
     gate: Gate = "channel",
     ratio_limit: float = 100.0,
     eps: float = 1e-5,
+    num_values: int | None = None,
 ) -> Moments:
     """Blend observed moments with predicted ones: the moments of a mixture of both with weights 1 - p and p.
 
     With m, v observed and pm, pv predicted, mean = p pm + (1 - p) m and
     var = p pv + (1 - p) v + p (1 - p) (m - pm)^2. Where the gate finds the prior too wide, nothing is corrected.
+    A variance that was observed on one value is 0, and tells the gate by channel nothing: it keeps every prior then.
 
     Args:
         observed: (S, C).
@@ -36,6 +40,7 @@ def correct_moments(
             "channel" that of a split and channel where (pv + eps) / (v + eps) is not.
         ratio_limit: of `gate`.
         eps: of `gate`, by channel.
+        num_values: that were observed per split and channel, where that is known.
 
     Returns:
         (S, C), the posterior moments.
@@ -57,7 +62,7 @@ def correct_moments(
     gain = 1 - prior_weight
     mean = observed.mean + prior_weight * distance
     var = gain * observed.var + prior_weight * prior.var + prior_weight * gain * distance.square()
-    is_kept = _accepts(gate, ratio_limit, eps, observed.var, prior.var)
+    is_kept = _accepts(gate, ratio_limit, eps, num_values, observed.var, prior.var)
     return Moments(torch.where(is_kept, mean, observed.mean), torch.where(is_kept, var, observed.var), observed.size)
 
 
@@ -83,9 +88,13 @@ def check_prior(prior: Moments, num_splits: int, num_channels: int) -> None:
 
 
 @torch.no_grad()
-def _accepts(gate: Gate, ratio_limit: float, eps: float, observed: Tensor, prior: Tensor) -> Tensor:
+def _accepts(
+    gate: Gate, ratio_limit: float, eps: float, num_values: int | None, observed: Tensor, prior: Tensor
+) -> Tensor:
     if gate == "layer":
         return (prior / observed).mean() < ratio_limit
+    if num_values == 1:
+        return torch.ones_like(observed, dtype=torch.bool)
     return (prior + eps) < ratio_limit * (observed + eps)
 
 
@@ -97,11 +106,13 @@ class Correction:
         eps: added to the posterior variance.
         gate: see `correct_moments`.
         ratio_limit: see `correct_moments`.
+        num_values: see `correct_moments`.
     """
 
     eps: float
     gate: Gate
     ratio_limit: float
+    num_values: int | None = None
 
     def __call__(
         self,
@@ -120,6 +131,32 @@ class Correction:
         shift = (mean - posterior.mean) * scale
         return scale, shift if bias is None else shift + bias.to(shift), posterior.mean, posterior.var
 
+    def check_has_variance(self, prior: Moments | None, shape: Sequence[int]) -> None:
+        """Refuse splits of one value per channel whose output would be the bias whatever the input is.
+
+        Args:
+            prior: with a weight in the blend; None where there is none.
+            shape: of the input.
+
+        Raises:
+            InputError: one value, and no prior that the gate keeps and that foretells a variance; a compiler does not
+                ask for the latter.
+        """
+        if self.num_values != 1:
+            return
+        if prior is None:
+            where, cure = "there is no prior", "give the layer a prior"
+        elif self.gate == "layer":
+            where, cure = "gate is 'layer', which drops the prior of such a split", "choose gate 'channel'"
+        elif not torch.compiler.is_compiling() and bool((prior.var <= _NOTHING_BESIDE_EPS * self.eps).all()):
+            where, cure = "the prior foretells no variance", "give the layer a prior that is not of one value itself"
+        else:
+            return
+        raise InputError(
+            f"a split must have more than 1 value per channel in training where {where}; got 1, for an input of shape "
+            f"{tuple(shape)}. Make fewer splits, or {cure}."
+        )
+
     def correct(
         self, observed: Moments, prior_mean: Tensor | None, prior_var: Tensor | None, prior_weight: Tensor | None
     ) -> Moments:
@@ -128,7 +165,13 @@ class Correction:
             return observed
         prior = Moments(prior_mean, prior_var)
         return correct_moments(
-            observed, prior, prior_weight, gate=self.gate, ratio_limit=self.ratio_limit, eps=self.eps
+            observed,
+            prior,
+            prior_weight,
+            gate=self.gate,
+            ratio_limit=self.ratio_limit,
+            eps=self.eps,
+            num_values=self.num_values,
         )
 
     def pull_back(
@@ -179,7 +222,7 @@ class Correction:
         """Return the gradients of what `correct` takes, of that of the posterior moments."""
         if prior_mean is None or prior_var is None or prior_weight is None:
             return *of_posterior[:2], None, None, None
-        is_kept = _accepts(self.gate, self.ratio_limit, self.eps, observed.var, prior_var)
+        is_kept = _accepts(self.gate, self.ratio_limit, self.eps, self.num_values, observed.var, prior_var)
         of_mean, of_var = (torch.where(is_kept, each, 0) for each in of_posterior[:2])
         distance = prior_mean - observed.mean
         of_prior_mean = prior_weight * torch.addcmul(of_mean, of_var, distance * (1 - prior_weight), value=2)

@@ -209,9 +209,8 @@ class KalmanLayer(nn.Module, ABC):
 
     def _prior(self, input: Tensor, num_splits: int) -> Moments | None:
         options = self.options
-        is_weightless = options.gain == "fixed" and options.prior_weight == 0
         with torch.set_grad_enabled(torch.is_grad_enabled() and not options.detach_prior):
-            prior = None if is_weightless else self._predicted(num_splits)
+            prior = None if options.is_weightless else self._predicted(num_splits)
         if prior is not None and options.transition == "learned":
             var = self.prior_scale.square() * prior.var + nn.functional.softplus(self.prior_noise)
             prior = Moments(self.prior_scale * prior.mean, var, prior.size)

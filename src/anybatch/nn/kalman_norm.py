@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
@@ -54,7 +53,8 @@ def kalman_norm(
 
     Raises:
         InputError: `splits` does not divide N, numbers out of range, a prior with a negative variance, complex or
-            integer input, or tensors of the wrong shape.
+            integer input, tensors of the wrong shape, or one value per channel and split without a prior that stands in
+            for it.
 
     Example:
         >>> x = torch.tensor([[1.0], [3.0], [-2.0], [2.0]])
@@ -72,7 +72,8 @@ def kalman_norm(
     if prior is not None:
         check_prior(prior, num_splits, input.shape[1])
         _check_variances(prior.var)
-    rule = Correction(eps, options.gate, ratio_limit)
+    rule = Correction(eps, options.gate, ratio_limit, _values_per_split(input, num_splits))
+    rule.check_has_variance(prior if prior_weight else None, input.shape)
     p = None if prior is None else torch.full((1,), prior_weight, device=input.device, dtype=wide_dtype(input))
     tensors = (weight, bias, *((None, None) if prior is None else prior[:2]), p)
     return normalize_splits(input, num_splits, rule, tensors)
@@ -85,6 +86,10 @@ def _check_variances(var: Tensor) -> None:
         return
     if (var < 0).any():
         raise InputError(f"prior must have variances of at least 0; got {var.min().item()}. Square deviations.")
+
+
+def _values_per_split(input: Tensor, num_splits: int) -> int:
+    return input.numel() // (num_splits * input.shape[1])
 
 
 class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
@@ -119,24 +124,17 @@ class _KalmanNorm(KalmanLayer, nn.modules.batchnorm._BatchNorm):
             self.evaluated_size = tuple(input.shape[2:])
             return super().forward(input)
         num_splits = self.options.count_splits(len(input))
-        normalized = self._normalize(
-            input, num_splits, Correction(self.eps, self.options.gate, self.options.ratio_limit)
-        )
-        num_values = input.numel() // (num_splits * self.num_features)
-        self._check_more_than_one_value(num_values, input)
+        num_values = _values_per_split(input, num_splits)
+        rule = Correction(self.eps, self.options.gate, self.options.ratio_limit, num_values)
+        normalized = self._normalize(input, num_splits, rule)
+        assert self.latest is not None
+        rule.check_has_variance(None if self.options.is_weightless else self.latest.prior, input.shape)
         if not is_computed_again():
             self._track_gain(input, num_values)
             if self.track_running_stats:
                 mean, var = self._running_moments(normalized.posterior, num_values)
                 track_statistics(self, mean, var, running_update="average")
         return normalized.output
-
-    def _check_more_than_one_value(self, num_values: int, input: Tensor) -> None:
-        if num_values == 1 and self.latest is not None and self.latest.prior is None:
-            raise InputError(
-                "a split must have more than 1 value per channel in training where there is no prior; got 1, for an "
-                f"input of shape {tuple(input.shape)}. Make fewer splits, or give the layer a prior."
-            )
 
     @torch.no_grad()
     def _running_moments(self, posterior: Moments, num_values: int) -> tuple[Tensor, Tensor]:
@@ -169,7 +167,8 @@ class KalmanNorm1d(_KalmanNorm, nn.BatchNorm1d):
 
     Each split of the batch, a micro-batch, is normalized by p times its prior and 1 - p times what it shows (see
     `correct_moments`). The prior comes from the layers before: `anybatch.nn.wire_kalman` finds the way. A layer
-    without a prior normalizes each split as BatchNorm does, and any layer in evaluation is BatchNorm, exactly.
+    without a prior normalizes each split as BatchNorm does, and any layer in evaluation is BatchNorm, exactly. A split
+    of one value per channel is normalized by the prior: its own variance of 0 says nothing to the gate.
 
     Checkpoints of BatchNorm load; so do those of this layer into BatchNorm where it learns no gain (`convert` the model
     back first otherwise). Running statistics are those of all splits together, with the posterior's biased variance;
@@ -188,7 +187,8 @@ class KalmanNorm1d(_KalmanNorm, nn.BatchNorm1d):
     Raises:
         InputError: an option that does not exist, numbers out of range, complex or integer input, other channels; in
             training, an empty batch or one that does not divide into the splits, a prior of the wrong shape, or one
-            value per channel and split without a prior.
+            value per channel and split where there is no prior, one that foretells no variance, or the gate "layer",
+            which drops it.
 
     Example:
         >>> layer = KalmanNorm1d(1, micro_batch_size=2)

@@ -37,7 +37,8 @@ class KalmanOptions:
             published code), "normalized" the affine parameters that the layer leaves it with, "observed" the observed
             moments in normalized units.
         gate: whether a prior that is `ratio_limit` times too wide is dropped for its channel or, by the mean ratio, for
-            the layer (the published code).
+            the layer (the published code). A split of one value per channel shows no variance: by channel its prior is
+            kept, by layer dropped.
         ratio_limit: of prior variance to observed variance.
         detach_prior: no gradient through the prediction.
         running_splits: running statistics from all splits, or from the first alone (the published code).
@@ -101,6 +102,11 @@ class KalmanOptions:
             )
         if self.prior is not None and not callable(self.prior):
             raise InputError(f"prior must be a function or None; got {self.prior!r}. It is called as `Prior` says.")
+
+    @property
+    def is_weightless(self) -> bool:
+        """Whether a prior has no part in the blend."""
+        return self.gain == "fixed" and self.prior_weight == 0
 
     def count_splits(self, batch_size: int) -> int:
         """Return into how many splits a batch is cut.
