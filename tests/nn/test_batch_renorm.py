@@ -1,6 +1,7 @@
 """Batch renormalization: the slow twin, batch norm within no limits, the layer's own evaluation within none."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.batch_renorm import train_once
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from anybatch.errors import InputError
 from anybatch.nn import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, RenormLimits, batch_renorm, renorm_limits
@@ -187,6 +189,44 @@ def test_the_layer_is_traced_without_a_graph_break():
     torch.testing.assert_close(compiled(x), plain(x))
     torch.testing.assert_close(layer.running_var, plain.running_var)
     assert layer.num_batches_tracked == plain.num_batches_tracked == 1
+
+
+def normed(**options) -> nn.Sequential:
+    """Two layers, of which the second sees what the first makes of its statistics; these are far from the batch's."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchRenorm2d(4, **options), nn.ReLU(), nn.Conv2d(4, 3, 3))
+    model = model.append(BatchRenorm2d(3, **options)).double()
+    for seed in range(3):
+        model(2 * draw(8, 3, 8, 8, seed=seed) + 1)
+    return model
+
+
+def gradients(model, run, xs) -> list[torch.Tensor]:
+    model.zero_grad()
+    sum((run(x) * draw(8, 3, 4, 4, seed=7)).sum() for x in xs).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("num_passes", [1, 3])
+@pytest.mark.parametrize("relaxation", [AT_ONCE, (1, 20, 20)])
+def test_a_checkpoint_computes_a_pass_again_with_the_statistics_that_it_read(use_reentrant, num_passes, relaxation):
+    model = normed(micro_batch_size=2, momentum=0.3, relaxation=relaxation)
+    twin = copy.deepcopy(model)
+    xs = [draw(8, 3, 8, 8, seed=seed).requires_grad_() for seed in range(5, 5 + num_passes)]
+    found = gradients(model, lambda x: checkpoint(model, x, use_reentrant=use_reentrant), xs)
+    for left, right in zip(found, gradients(twin, twin, xs), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+    for left, right in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+def test_copies_and_pickles_remember_no_pass():
+    layer = BatchRenorm1d(3)
+    layer(draw(4, 3, dtype=torch.float32))
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert len(layer._passes) == 1
+        assert len(copied._passes) == 0
 
 
 def test_the_layer_prints_its_settings():

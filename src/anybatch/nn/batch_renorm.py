@@ -5,8 +5,10 @@ Batch renormalization corrects the batch's mean and variance towards the running
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from anybatch.errors import InputError
@@ -15,9 +17,11 @@ from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.part_normalization import normalize_parts
+from anybatch.nn.recomputation import is_computed_again, nearest
 
 Relaxation = tuple[int, int, int]
 PUBLISHED_RELAXATION: Relaxation = (5_000, 25_000, 40_000)
+_REMEMBERED = 16  # passes that a checkpoint may compute again
 
 
 class RenormLimits(NamedTuple):
@@ -129,6 +133,22 @@ def batch_renorm(
     return BatchRenormalized(output.flatten(0, 1).to(input.dtype), mean, var)
 
 
+class _Pass(NamedTuple):
+    """What a training pass saw, and what it read.
+
+    Attributes:
+        seen: (C,), the mean of its batch.
+        running_mean: (C,), before the pass.
+        running_var: (C,), before the pass.
+        num_updates: scalar, before the pass.
+    """
+
+    seen: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_updates: Tensor
+
+
 class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
     """Mixed in before a BatchNorm; corrected statistics in training, the BatchNorm itself otherwise."""
 
@@ -152,6 +172,7 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         self.micro_batch_size = micro_batch_size
         self.r_max = r_max
         self.d_max = d_max
+        self._passes: deque[_Pass] = deque(maxlen=_REMEMBERED)
         self.relaxation: Relaxation = (relaxation[0], relaxation[1], relaxation[2])
 
     def forward(self, input: Tensor) -> Tensor:
@@ -159,22 +180,43 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         check_input(input, self.num_features)
         if not self.training:
             return super().forward(input)
+        if is_computed_again() and self._passes:
+            return self._normalize(input, *self._passes[self._index_of(input)][1:]).output
+        return self._train(input)
+
+    def _train(self, input: Tensor) -> Tensor:
+        """Normalize, and move the statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        num_updates = read_buffer(self.num_batches_tracked).to(wide_dtype(self.running_var))
-        output, mean, var = batch_renorm(
-            input,
-            read_buffer(self.running_mean),
-            read_buffer(self.running_var),
-            self.weight,
-            self.bias,
-            limits=renorm_limits(num_updates, self.r_max, self.d_max, self.relaxation),
-            micro_batch_size=self.micro_batch_size,
-            eps=self.eps,
-        )
-        track_statistics(self, mean.mean(0, keepdim=True), var.mean(0, keepdim=True))
+        buffers = (self.running_mean, self.running_var, self.num_batches_tracked)
+        read = [read_buffer(each) for each in buffers]
+        output, mean, var = self._normalize(input, *read)
+        mean, var = mean.mean(0, keepdim=True), var.mean(0, keepdim=True)
+        if not torch.compiler.is_compiling():  # a compiler sees to checkpoints itself
+            self._passes.append(_Pass(mean[0], *(each.clone() for each in read)))
+        track_statistics(self, mean, var)
         return output
+
+    def _normalize(
+        self, input: Tensor, running_mean: Tensor, running_var: Tensor, num_updates: Tensor
+    ) -> BatchRenormalized:
+        updates = num_updates.to(wide_dtype(running_var))
+        limits = renorm_limits(updates, self.r_max, self.d_max, self.relaxation)
+        options = {"limits": limits, "micro_batch_size": self.micro_batch_size, "eps": self.eps}
+        return batch_renorm(input, running_mean, running_var, self.weight, self.bias, **options)
+
+    @torch.no_grad()
+    def _index_of(self, input: Tensor) -> int:
+        """Return which of the last passes is computed again."""
+        if len(self._passes) == 1:
+            return 0
+        num_parts = count_parts(input, self.micro_batch_size)
+        seen = normalize_parts(input, num_parts, None, None, self.eps).mean.mean(0)
+        return nearest(seen, [each.seen for each in self._passes])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_passes": deque(maxlen=_REMEMBERED)}
 
     def extra_repr(self) -> str:
         limits = f"r_max={self.r_max}, d_max={self.d_max}, relaxation={self.relaxation}"
@@ -186,6 +228,7 @@ class BatchRenorm1d(_BatchRenorm, nn.BatchNorm1d):
 
     Evaluation is BatchNorm's and checkpoints load both ways. `num_batches_tracked` counts forward passes and is the
     clock of `relaxation`, so a layer that comes with the statistics of a long training starts with the full correction.
+    Activation checkpointing computes one of the last 16 passes again with the statistics that it read, and moves none.
 
     Args:
         num_features: C.

@@ -135,6 +135,7 @@ TARGETS: Mapping[Kind, Target] = {
         (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
         options=("micro_batch_size", "r_max", "d_max", "relaxation", "momentum"),
         checks={name: partial(check_is_number, name) for name in ("r_max", "d_max")},
+        attributes=("_passes",),
         needs_statistics=True,
     ),
     "moving_average": Target(

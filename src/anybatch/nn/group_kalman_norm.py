@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.kalman_correction import Correction
-from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
+from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_options import OF_SPLITS, OPTION_NAMES, KalmanOptions, check_option_names
 from anybatch.nn.layer_settings import check_eps, is_count
 from anybatch.nn.micro_batch_parts import check_input
 from anybatch.nn.moments import Moments
+from anybatch.nn.recomputation import is_computed_again
 
 
 def fold_channels(moments: Moments, num_groups: int) -> Moments:

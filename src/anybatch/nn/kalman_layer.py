@@ -18,6 +18,7 @@ from anybatch.nn.kalman_options import KalmanOptions
 from anybatch.nn.moment_propagation import CannotPropagate
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.prior_weight import adaptive_prior_weight, moments_of_gain
+from anybatch.nn.recomputation import is_computed_again
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits, observe_splits
 
 _ADDED_BY_A_PRIOR = ("prior_logit", "prior_scale", "prior_noise", "gain_moments")
@@ -263,11 +264,6 @@ class KalmanLayer(nn.Module, ABC):
 
 def _sample_means(input: Tensor) -> Tensor:
     return input.to(wide_dtype(input)).reshape(*input.shape[:2], -1).mean(2)
-
-
-def is_computed_again() -> bool:
-    """Return whether this forward pass runs inside a backward pass, as activation checkpointing has it."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _checked(prior: Moments, num_splits: int, input: Tensor) -> Moments:

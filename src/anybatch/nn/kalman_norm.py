@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.kalman_correction import Correction, check_prior
-from anybatch.nn.kalman_layer import KalmanLayer, is_computed_again
+from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_options import KalmanOptions, check_option_names
 from anybatch.nn.layer_settings import check_eps
 from anybatch.nn.micro_batch_parts import check_input, check_momentum, check_tensors
 from anybatch.nn.moments import Moments, wide_dtype
+from anybatch.nn.recomputation import is_computed_again
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits
 
 
