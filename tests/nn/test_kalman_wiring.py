@@ -411,6 +411,93 @@ def test_checkpointed_activations_give_the_same_gradients_and_buffers(transition
         torch.testing.assert_close(left, right)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("layer", [KalmanNorm2d, GroupKalmanNorm])
+def test_a_wired_model_that_is_checkpointed_as_a_whole_keeps_its_adaptive_gain(use_reentrant, layer):
+    torch.manual_seed(0)
+    options = {"gain": "adaptive", "dtype": torch.float64}
+    norm = (lambda: layer(2, 4, **options)) if layer is GroupKalmanNorm else (lambda: layer(4, splits=2, **options))
+    modules = [nn.Conv2d(3, 4, 3, padding=1), norm(), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), norm()]
+    model = nn.Sequential(*modules).double()
+    wire_kalman(model, EXAMPLE.double())
+    for seed in range(3):
+        model(images(8, seed, torch.float64) * (1 + seed))
+    twin = copy.deepcopy(model)
+    x = images(8, dtype=torch.float64).requires_grad_()
+    wanted = gradients(twin, x)
+    assert 0.01 < twin[4].latest.prior_weight < 0.99
+    found = gradients(model, x, partial(checkpoint, model, use_reentrant=use_reentrant))
+    for left, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+    for left, right in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+
+
+class SharedHead(nn.Module):
+    """A head that is run on several levels, its parts by a function each."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        options = {"micro_batch_size": 2, "dtype": torch.float64, "eps": 0.1, **options}
+        layers = [(nn.Conv2d(3, 3, 3, padding=1).double(), KalmanNorm2d(3, **options), nn.ReLU()) for _ in range(3)]
+        self.parts = nn.ModuleList(nn.Sequential(*each) for each in layers)
+        self.runs = (directly, directly, directly)
+
+    def head(self, x):
+        for part, run in zip(self.parts, self.runs, strict=True):
+            x = run(part, x)
+        return x
+
+    def forward(self, first, second, third):
+        return self.head(first), self.head(second), self.head(third)
+
+
+NOT_REENTRANT = partial(checkpoint, use_reentrant=False)
+
+
+def gradients_of_head(model: nn.Module, *levels: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    sum((each * each.detach().sin()).sum() for each in model(*levels)).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("state_space", ["raw", "normalized", "observed"])
+@pytest.mark.parametrize("gain", ["learned", "adaptive"])
+@pytest.mark.parametrize(
+    "runs",
+    [(directly, directly, NOT_REENTRANT), (directly, NOT_REENTRANT, NOT_REENTRANT), (NOT_REENTRANT,) * 3],
+    ids=["the last", "the last two", "all"],
+)
+def test_a_shared_head_whose_parts_are_checkpointed_reads_the_moments_of_its_own_call(state_space, gain, runs):
+    model = SharedHead(state_space=state_space, gain=gain)
+    levels = [(seed + 1) * draw_level(size, seed) + seed for seed, size in enumerate((8, 6, 4))]
+    assert wire_kalman(model, tuple(levels)).priors == {"parts.1.1": "parts.0.1", "parts.2.1": "parts.1.1"}
+    twin = copy.deepcopy(model)
+    model.runs = runs
+    for left, right in zip(gradients_of_head(model, *levels), gradients_of_head(twin, *levels), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+    for left, right in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+def draw_level(size: int, seed: int) -> torch.Tensor:
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_calls_hold_no_graph_behind_their_pass_and_no_pass_before():
+    model = SharedHead(state_space="raw")
+    levels = tuple(draw_level(size, 0) for size in (8, 6, 4))
+    wire_kalman(model, levels)
+    for _ in range(2):
+        model(*levels)
+    model.parts[0](levels[0])  # outside a pass
+    calls = model.parts[0][1].calls.held
+    assert len(calls) == 3
+    assert all(call.moments.observed.mean.grad_fn is None for _, call in calls)
+    assert pickle.loads(pickle.dumps(model)).parts[0][1].calls.held == []
+
+
 REENTRANT = partial(checkpoint, use_reentrant=True)
 LOSES_GRADIENT = "a prior must be predicted within a checkpointed part .* Pass use_reentrant=False to the checkpoint"
 

@@ -2,7 +2,7 @@
 
 Places of a network hold the moments that were last found there: behind a normalization layer, at a cut where a tensor
 is observed, after a step of the prediction. A pass clears them at its start. At its end they lose the graph that made
-them and stay, for activation checkpointing, which computes parts of the pass again.
+them and stay, for activation checkpointing, which computes parts of the pass again; so do those of earlier calls.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anybatch.nn.moments import Moments
+from anybatch.nn.recomputation import Calls, is_computed_again
 from anybatch.nn.split_normalization import observe_splits
 
 
@@ -28,6 +29,15 @@ class Place(Protocol):
     @property
     def is_cut_off(self) -> bool:
         """Whether no gradient flows back from the moments that are read now, though one may be wanted."""
+        ...
+
+    @property
+    def num_calls(self) -> int:
+        """How often the pass came by."""
+        ...
+
+    def go_back_to(self, num_calls: int) -> None:
+        """Hold what was there after so many calls, for a part of the pass that is computed again."""
         ...
 
 
@@ -52,10 +62,25 @@ class Carried:
     latest: Moments | None = None
     was_recorded: bool = True
 
+    def __init__(self) -> None:
+        self.calls: Calls[Moments] = Calls()
+
     def keep(self, moments: Moments | None) -> None:
         """Take the moments of this pass."""
         self.latest = moments
         self.was_recorded = torch.is_grad_enabled()
+        if moments is not None:
+            self.calls.add(moments.mean, moments)
+
+    @property
+    def num_calls(self) -> int:
+        """How often the pass came by with moments."""
+        return len(self.calls.held)
+
+    def go_back_to(self, num_calls: int) -> None:
+        """Hold what was there after so many calls, unless that call has been computed again itself."""
+        if needs_return(self.calls, num_calls, None if self.latest is None else self.latest.mean):
+            self.latest = self.calls.held[num_calls - 1][1] if num_calls else None
 
     @property
     def is_cut_off(self) -> bool:
@@ -78,6 +103,22 @@ class Carried:
         return {name: value for name, value in vars(self).items() if name != "latest"}
 
 
+def needs_return(calls: Calls[Any], num_calls: int, seen: Tensor | None) -> bool:
+    """Return whether a place holds what another call left than the last of so many.
+
+    Args:
+        calls: of the place.
+        num_calls: at the time to return to.
+        seen: by the call that left what it holds now; None for nothing.
+
+    Returns:
+        Never where there was one call, and that had been before.
+    """
+    if not calls.held or num_calls == len(calls.held) == 1:
+        return False
+    return seen is None or not num_calls or calls.index_of(seen) != num_calls - 1
+
+
 class NormOutput(Protocol):
     """What a place behind a normalization layer needs of the layer."""
 
@@ -88,6 +129,15 @@ class NormOutput(Protocol):
     @property
     def is_cut_off(self) -> bool:
         """Whether no gradient flows back from these moments."""
+        ...
+
+    @property
+    def num_calls(self) -> int:
+        """How often the layer was called in this pass."""
+        ...
+
+    def go_back_to(self, num_calls: int) -> None:
+        """Hold what the layer settled on in the last of so many calls."""
         ...
 
 
@@ -105,6 +155,15 @@ class BehindNorm:
     def is_cut_off(self) -> bool:
         """Whether no gradient flows back from the moments of the layer's output."""
         return self.layer.is_cut_off
+
+    @property
+    def num_calls(self) -> int:
+        """How often the layer was called in this pass."""
+        return self.layer.num_calls
+
+    def go_back_to(self, num_calls: int) -> None:
+        """Let the layer hold what it settled on in the last of so many calls."""
+        self.layer.go_back_to(num_calls)
 
 
 class Reader(Protocol):
@@ -127,6 +186,7 @@ class Cut(Carried):
     """
 
     def __init__(self, count_splits: Callable[[int], int]) -> None:
+        super().__init__()
         self._count_splits = count_splits
         self.readers: tuple[Reader, ...] = ()
 
@@ -153,6 +213,7 @@ class Step(Carried):
     """
 
     def __init__(self, rule: Callable[..., Moments], arguments: Sequence[Any], keywords: dict[str, Any]) -> None:
+        super().__init__()
         self.rule = rule
         self.arguments = tuple(arguments)
         self.keywords = keywords
@@ -235,8 +296,21 @@ class Program:
     @property
     def is_cut_off(self) -> bool:
         """Whether no gradient flows back from one of the places that the steps begin at."""
+        return any(place.is_cut_off for place in self.sources())
+
+    def sources(self) -> list[Place]:
+        """Return the places that the steps begin at."""
         read = [self.output, *(place for step in self.steps for place in step.places())]
-        return any(place.is_cut_off for place in read if place not in self.steps)
+        return [place for place in read if place not in self.steps]
+
+    def num_calls(self) -> tuple[int, ...]:
+        """Return how often the pass came by each of the sources."""
+        return tuple(place.num_calls for place in self.sources())
+
+    def go_back_to(self, num_calls: Sequence[int]) -> None:
+        """Let the sources hold what they held after so many calls."""
+        for place, number in zip(self.sources(), num_calls, strict=True):
+            place.go_back_to(number)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +320,11 @@ class StartOfPass:
     carried: tuple[Any, ...]
 
     def __call__(self, module: nn.Module, inputs: Any) -> None:
-        """Clear all places."""
+        """Clear all places; what a pass that is computed again left there in its calls stays."""
         for each in self.carried:
             each.clear()
+            if not is_computed_again():
+                each.calls.open()
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,3 +337,4 @@ class EndOfPass:
         """Seal all places."""
         for each in self.carried:
             each.seal()
+            each.calls.close()

@@ -28,7 +28,7 @@ DIMENSION = "batch_norm_dimension"  # attribute of a SyncBatchNorm that `convert
 MOST_GROUPS = 32
 CHANNELS_OF_A_GROUP = 4
 _NO_STATISTICS = "the running statistics have no home in GroupNorm, so evaluation changes: train or fine-tune after it"
-_KALMAN_ATTRIBUTES = ("options", "program", "latest", "was_recorded", "evaluated_size")
+_KALMAN_ATTRIBUTES = ("options", "program", "latest", "was_recorded", "calls", "evaluated_size")
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.buffer_reads import read_buffer
-from anybatch.nn.carried_moments import Program, are_cut_off
+from anybatch.nn.carried_moments import Program, are_cut_off, needs_return
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_options import KalmanOptions
 from anybatch.nn.moment_propagation import CannotPropagate
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.prior_weight import adaptive_prior_weight, moments_of_gain
-from anybatch.nn.recomputation import is_computed_again
+from anybatch.nn.recomputation import Calls, is_computed_again
 from anybatch.nn.split_normalization import SplitNormalized, normalize_splits, observe_splits
 
 _ADDED_BY_A_PRIOR = ("prior_logit", "prior_scale", "prior_noise", "gain_moments")
@@ -51,6 +51,22 @@ class LayerMoments(NamedTuple):
         return LayerMoments(self.observed.detached(), prior, self.posterior.detached(), weight)
 
 
+class LayerCall(NamedTuple):
+    """What a call of a layer settled on, and which calls of the places before it that was taken from.
+
+    Attributes:
+        moments: observed, prior and posterior.
+        num_calls: of each source of its prior, at that time.
+    """
+
+    moments: LayerMoments
+    num_calls: tuple[int, ...]
+
+    def detached(self) -> LayerCall:
+        """Return the same values without their history."""
+        return LayerCall(self.moments.detached(), self.num_calls)
+
+
 class KalmanLayer(nn.Module, ABC):
     """Mixed in before a normalization layer.
 
@@ -59,6 +75,7 @@ class KalmanLayer(nn.Module, ABC):
         program: how its prior is computed, where `wire_kalman` found a way.
         latest: its moments in the last training pass; in the study of errors, what to read.
         was_recorded: whether autograd was on in that pass.
+        calls: of that pass, for checkpoints that compute one of them again.
     """
 
     options: KalmanOptions
@@ -77,6 +94,7 @@ class KalmanLayer(nn.Module, ABC):
         self.options = options
         self.program = None
         self.latest = None
+        self.calls: Calls[LayerCall] = Calls()
         if options.prior is not None:
             self._add_prior_parameters()
 
@@ -200,13 +218,41 @@ class KalmanLayer(nn.Module, ABC):
     def _normalize(self, input: Tensor, num_splits: int, rule: Correction) -> SplitNormalized:
         """Normalize by the posterior moments and remember them."""
         with torch.autocast(input.device.type, enabled=False):
+            before = self._go_back(input, num_splits) if is_computed_again() else None
+            num_calls = () if self.program is None else self.program.num_calls()
             prior = self._prior(input, num_splits)
-            weight = None if prior is None else self._prior_weight(input)
+            weight = None if prior is None else self._prior_weight(input, before)
             of_prior = (None, None) if prior is None else prior[:2]
             normalized = normalize_splits(input, num_splits, rule, (self.weight, self.bias, *of_prior, weight))
         self.latest = LayerMoments(normalized.observed, prior, normalized.posterior, weight)
         self.was_recorded = torch.is_grad_enabled()
+        self.calls.add(self.latest.observed.mean, LayerCall(self.latest, num_calls))
         return normalized
+
+    @property
+    def num_calls(self) -> int:
+        """How often the layer was called in this pass."""
+        return len(self.calls.held)
+
+    def go_back_to(self, num_calls: int) -> None:
+        """Hold what was settled on after so many calls, unless the last of them has been computed again itself.
+
+        Args:
+            num_calls: of this pass.
+        """
+        if needs_return(self.calls, num_calls, None if self.latest is None else self.latest.observed.mean):
+            self.latest = self.calls.held[num_calls - 1][1].moments if num_calls else None
+
+    def _go_back(self, input: Tensor, num_splits: int) -> LayerMoments | None:
+        """Let the sources hold what they held at the call that is computed again; return what that one settled on."""
+        if not self.calls.held:
+            return self.latest
+        is_only = len(self.calls.held) == 1
+        index = 0 if is_only else self.calls.index_of(observe_splits(input.detach(), num_splits).mean)
+        call = self.calls.held[index][1]
+        if self.program is not None:
+            self.program.go_back_to(call.num_calls)
+        return call.moments
 
     def _prior(self, input: Tensor, num_splits: int) -> Moments | None:
         options = self.options
@@ -238,14 +284,14 @@ class KalmanLayer(nn.Module, ABC):
         if is_reentrant and not self.options.detach_prior and program.is_cut_off:
             warnings.warn(_LOST_GRADIENT, stacklevel=2)
 
-    def _prior_weight(self, input: Tensor) -> Tensor:
-        """Return p, one number."""
+    def _prior_weight(self, input: Tensor, before: LayerMoments | None) -> Tensor:
+        """Return p, one number; that of the call before where it is computed again."""
         if self.options.gain == "learned":
             return self.prior_logit.to(wide_dtype(input)).sigmoid()
         if self.options.gain == "fixed":
             return torch.full((1,), self.options.prior_weight, device=input.device, dtype=wide_dtype(input))
-        if is_computed_again() and self.latest is not None and self.latest.prior_weight is not None:
-            return self.latest.prior_weight
+        if before is not None and before.prior_weight is not None:
+            return before.prior_weight
         return adaptive_prior_weight(read_buffer(self.gain_moments), self.options.prior_weight).to(wide_dtype(input))
 
     @torch.no_grad()

@@ -7,9 +7,57 @@ layer that is called several times holds what its last call left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class HasHistory(Protocol):
+    """A value made of tensors."""
+
+    def detached(self) -> Self:
+        """Return the same values without their history."""
+        ...
+
+
+T = TypeVar("T", bound=HasHistory)
+
+
+class Calls(Generic[T]):
+    """What a place of the network held after each call within a pass; copies are empty.
+
+    Attributes:
+        held: what was seen and what was made of it, by call. There is nothing where no pass was begun, nor under a
+            compiler, which sees to checkpoints itself.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Tensor, T]] = []
+        self._is_open = False
+
+    def open(self) -> None:
+        """Begin a pass."""
+        self.held = []
+        self._is_open = not torch.compiler.is_compiling()
+
+    def add(self, seen: Tensor, value: T) -> None:
+        """Take what a call saw, and made of it."""
+        if self._is_open:
+            self.held.append((seen, value))
+
+    def close(self) -> None:
+        """End the pass: let go of its graph, and keep the values."""
+        if self._is_open:
+            self.held = [(seen.detach(), value.detached()) for seen, value in self.held]
+            self._is_open = False
+
+    def index_of(self, seen: Tensor) -> int:
+        """Return which call saw this."""
+        return nearest(seen, [each for each, _ in self.held])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"held": [], "_is_open": False}
 
 
 def is_computed_again() -> bool:
@@ -17,6 +65,7 @@ def is_computed_again() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+@torch.no_grad()
 def nearest(seen: Tensor, others: Sequence[Tensor]) -> int:
     """Return which of several tensors is the one that is seen again, give or take rounding.
 
