@@ -271,6 +271,8 @@ def test_complex_and_integer_inputs_are_refused(dtype, mode):
         ({"micro_batch_size": 0}, "micro_batch_size must be a positive integer or None; got 0"),
         ({"micro_batch_size": 2.5}, "micro_batch_size must be a positive integer or None; got 2.5"),
         ({"r_max": 0.5}, "r_max must be at least 1; got 0.5"),
+        ({"r_max": "a"}, "r_max must be at least 1; got 'a'"),
+        ({"d_max": None}, "d_max must be at least 0; got None"),
         ({"d_max": -1.0}, "d_max must be at least 0; got -1.0"),
         ({"relaxation": (10, 5, 20)}, r"relaxation must be three numbers of updates.*got \(10, 5, 20\)"),
         ({"relaxation": 10}, "relaxation must be three numbers of updates.*got 10"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from anybatch.errors import InputError
 from anybatch.nn.buffer_reads import read_buffer
 from anybatch.nn.ghost_batch_norm import track_statistics
+from anybatch.nn.layer_settings import is_number
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.part_normalization import normalize_parts
@@ -285,9 +286,9 @@ class BatchRenorm3d(_BatchRenorm, nn.BatchNorm3d):
 
 
 def _check_limits(r_max: float, d_max: float, relaxation: Relaxation) -> None:
-    if not r_max >= 1:
+    if not is_number(r_max) or not r_max >= 1:
         raise InputError(f"r_max must be at least 1; got {r_max!r}. 1 corrects no variance, 3 is the paper's.")
-    if not d_max >= 0:
+    if not is_number(d_max) or not d_max >= 0:
         raise InputError(f"d_max must be at least 0; got {d_max!r}. 0 corrects no mean, 5 is the paper's.")
     is_triple = isinstance(relaxation, (tuple, list)) and [type(number) for number in relaxation] == [int] * 3
     if not is_triple or not 0 <= relaxation[0] <= min(relaxation[1:]):

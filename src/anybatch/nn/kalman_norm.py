@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anybatch.errors import InputError
 from anybatch.nn.ghost_batch_norm import track_statistics
 from anybatch.nn.kalman_correction import Correction, check_prior
 from anybatch.nn.kalman_layer import KalmanLayer
