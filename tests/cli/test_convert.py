@@ -270,7 +270,7 @@ def test_a_checkpoint_of_another_kind_is_refused_with_the_option_that_names_it(r
         (["--to", "kalman", "--dry-run", "--option", "ratio_limit=abc"], "ratio_limit must be positive; got 'abc'"),
         (["--to", "kalman", "--dry-run", "--option", "detach_prior=maybe"], "detach_prior must be True or False; got"),
         (["--to", "kalman", "--dry-run", "--option", "sources=bn1"], "sources must map names of layers to lists of"),
-        (["--to", "batch_renorm", "--dry-run", "--option", "r_max=abc"], "r_max must be a number; got 'abc'"),
+        (["--to", "batch_renorm", "--dry-run", "--option", "r_max=abc"], "r_max must be at least 1; got 'abc'"),
         (
             ["--to", "batch_renorm", "--dry-run", "--option", "momentum=none"],
             "momentum must be between 0 and 1",

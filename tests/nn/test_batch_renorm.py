@@ -295,3 +295,35 @@ def test_an_input_of_other_dimensions_is_refused_as_by_batch_norm():
 def test_other_channels_than_the_layers_are_refused_and_not_broadcast(num_channels):
     with pytest.raises(InputError, match=f"must have the 3 channels of the layer; got {num_channels}"):
         BatchRenorm2d(3)(torch.zeros(2, num_channels, 4, 4))
+
+
+def test_passes_of_one_batch_are_computed_again_each_with_what_it_read():
+    torch.manual_seed(0)
+    batch = torch.randn(8, 3, dtype=torch.float64) + 1
+
+    def gradient(run):
+        layer = BatchRenorm1d(3, momentum=0.3, relaxation=(0, 0, 0), dtype=torch.float64)
+        weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        losses = [(run(layer, batch * weight) * (k + 1)).square().sum() for k in range(3)]
+        return torch.autograd.grad(sum(losses), weight)[0]
+
+    plain = gradient(lambda layer, x: layer(x))
+    again = gradient(lambda layer, x: checkpoint(layer, x, use_reentrant=False))
+    torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pass_that_is_forgotten_is_told():
+    layer = BatchRenorm1d(3, relaxation=(0, 0, 0))
+    batches = [torch.randn(8, 3, generator=torch.Generator().manual_seed(k)).requires_grad_() for k in range(20)]
+    outputs = [checkpoint(layer, batch, use_reentrant=False) for batch in batches]
+    with pytest.warns(UserWarning, match="must be among the last 16"):
+        sum(output.square().sum() for output in outputs).backward()
+
+
+def test_what_was_remembered_stays_neither_behind_a_move_nor_in_a_replica():
+    layer = BatchRenorm1d(3)
+    layer(torch.randn(8, 3))
+    replica = layer._replicate_for_data_parallel()
+    assert replica._passes is not layer._passes
+    assert layer._passes
+    assert not layer.double()._passes

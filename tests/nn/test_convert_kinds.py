@@ -794,8 +794,8 @@ def test_options_of_another_kind_are_refused_with_those_it_has(kind):
         ("group", {"num_groups": 2.0}, "num_groups must divide the channels of every layer; got 2.0 for 8"),
         ("group", {"num_groups": "two"}, "num_groups must divide .*; got 'two' for 8. Choose 1 or 2 or 4 or 8"),
         ("group", {"num_groups": True}, "num_groups must divide .*; got True for 8. Choose 1 or 2 or 4 or 8"),
-        ("batch_renorm", {"r_max": "abc"}, "r_max must be a number; got 'abc'"),
-        ("batch_renorm", {"d_max": [1.0]}, r"d_max must be a number; got \[1.0\]"),
+        ("batch_renorm", {"r_max": "abc"}, "r_max must be at least 1; got 'abc'"),
+        ("batch_renorm", {"d_max": [1.0]}, r"d_max must be at least 0; got \[1.0\]"),
         ("batch_renorm", {"momentum": "none"}, "momentum must be between 0 and 1, or None; got 'none'"),
         ("moving_average", {"r_max": "abc"}, "r_max must be at least 1; got 'abc'"),
         (

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from reference.kalman_norm import train_once
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from anybatch.errors import InputError
@@ -19,6 +20,7 @@ from anybatch.nn import (
     KalmanNorm1d,
     KalmanNorm2d,
     Moments,
+    convert,
     propagation_rule,
     through_convolution,
     unwire_kalman,
@@ -913,3 +915,25 @@ def test_of_named_sources_in_order_nothing_is_told(options, leaves_out):
         model.body[1].forward = lambda x: x
     for model_or_copy in (model, pickle.loads(pickle.dumps(model)) if not leaves_out else model):
         model_or_copy(images())
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it
+def test_a_compiled_layer_of_an_eager_model_is_compiled_once_however_often_it_is_called():
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            for _ in range(5):
+                x = self.norm(self.conv(x)).relu()
+            return x.sum()
+
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = Loop()
+    convert(model, "kalman", micro_batch_size=2, example_inputs=torch.randn(4, 4, 8, 8))
+    model.norm.compile(backend=counter, fullgraph=True)
+    for _ in range(2):
+        model(torch.randn(4, 4, 8, 8)).backward()
+    assert counter.frame_count <= 2  # without a prior in the first call, and with one

@@ -1,5 +1,6 @@
 """Estimates on the tasks: published figures, exact gradients, and independence of everything but the seed."""
 
+import threading
 import time
 from typing import get_type_hints
 
@@ -236,3 +237,22 @@ def test_what_cannot_be_estimated_is_refused(change, message):
     arguments = {"env": LQG(), "policy": GaussianPolicy(0.0), "num_trajectories": 10, "seed": 0} | change
     with pytest.raises(InputError, match=message):
         estimate_gradient(**arguments)
+
+
+def test_an_interrupt_does_not_wait_for_the_chunks_of_other_threads(monkeypatch):
+    batch = GradientBatch(LQG(), GaussianPolicy(0.0), seed=0, num_workers=2, chunk_size=10)
+    release = threading.Event()
+
+    def slow(index, size):
+        if index:
+            release.wait(30)
+
+    monkeypatch.setattr(batch, "_sum_chunk", slow)
+    chunks = batch._sum_chunks([10] * 5)
+    next(chunks, None)
+    started = time.perf_counter()
+    threading.Timer(10, release.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        chunks.throw(KeyboardInterrupt)
+    assert time.perf_counter() - started < 5
+    release.set()

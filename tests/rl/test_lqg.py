@@ -176,3 +176,12 @@ def test_performances_that_do_not_exist_are_refused():
         LQG().performance(GaussianPolicy(0.0, features=torch.tanh))
     with pytest.raises(InputError, match="discount below 1; got 1"):
         LQG(discount=1.0).performance(GaussianPolicy(-0.5))
+
+
+@pytest.mark.parametrize(("theta", "std"), [(-10.0, 0.1), (-10.0, 1.0), (-30.0, 1.0)])
+def test_a_steep_policy_has_its_performance_to_seven_digits(theta, std, monkeypatch):
+    policy = GaussianPolicy(theta, covariance=std**2)
+    found = LQG().exact_performance(policy)
+    monkeypatch.setattr(module, "_steepness", lambda *arguments: max(1.0, abs(1 + theta)))
+    monkeypatch.setattr(module, "_check_sharpness", lambda *arguments: None)
+    assert found == pytest.approx(LQG().exact_performance(policy), abs=1e-7)

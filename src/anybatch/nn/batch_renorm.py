@@ -5,6 +5,7 @@ Batch renormalization corrects the batch's mean and variance towards the running
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from anybatch.errors import InputError
 from anybatch.nn.buffer_reads import read_buffer
 from anybatch.nn.ghost_batch_norm import track_statistics
-from anybatch.nn.layer_settings import is_number
+from anybatch.nn.layer_settings import check_eps, is_number
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.part_normalization import normalize_parts
@@ -23,6 +24,11 @@ from anybatch.nn.recomputation import is_computed_again, nearest
 Relaxation = tuple[int, int, int]
 PUBLISHED_RELAXATION: Relaxation = (5_000, 25_000, 40_000)
 _REMEMBERED = 16  # passes that a checkpoint may compute again
+_OTHER = 1e-6  # squared distance of means, over their squares, beyond which they are of another batch
+_FORGOTTEN = (
+    f"a pass that a checkpoint computes again must be among the last {_REMEMBERED} of its layer; got one of another "
+    "batch, whose gradients are off. Go backward after fewer passes."
+)
 
 
 class RenormLimits(NamedTuple):
@@ -166,6 +172,7 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
+        check_eps(eps)
         check_micro_batch_size(micro_batch_size)
         check_momentum(momentum)
         _check_limits(r_max, d_max, relaxation)
@@ -182,7 +189,7 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(input)
         if is_computed_again() and self._passes:
-            return self._normalize(input, *self._passes[self._index_of(input)][1:]).output
+            return self._normalize(input, *self._take(input)[1:]).output
         return self._train(input)
 
     def _train(self, input: Tensor) -> Tensor:
@@ -208,16 +215,31 @@ class _BatchRenorm(nn.modules.batchnorm._BatchNorm):
         return batch_renorm(input, running_mean, running_var, self.weight, self.bias, **options)
 
     @torch.no_grad()
-    def _index_of(self, input: Tensor) -> int:
-        """Return which of the last passes is computed again."""
+    def _take(self, input: Tensor) -> _Pass:
+        """Return what the pass that is computed again read; of several of one batch, each in its turn from the last."""
         if len(self._passes) == 1:
-            return 0
+            return self._passes[0]
         num_parts = count_parts(input, self.micro_batch_size)
         seen = normalize_parts(input, num_parts, None, None, self.eps).mean.mean(0)
-        return nearest(seen, [each.seen for each in self._passes])
+        index, distance = nearest(seen, [each.seen for each in self._passes])
+        if len(self._passes) == _REMEMBERED and distance > _OTHER * float(seen.square().sum()):
+            warnings.warn(_FORGOTTEN, stacklevel=3)
+        found = self._passes[index]
+        del self._passes[index]
+        self._passes.appendleft(found)  # the first to be found no more, and to be forgotten
+        return found
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._passes.clear()  # they would stay where the layer was
+        return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        replica._passes = deque(maxlen=_REMEMBERED)
+        return replica
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_passes": deque(maxlen=_REMEMBERED)}
+        return {**super().__getstate__(), "_passes": deque(maxlen=_REMEMBERED)}
 
     def extra_repr(self) -> str:
         limits = f"r_max={self.r_max}, d_max={self.d_max}, relaxation={self.relaxation}"

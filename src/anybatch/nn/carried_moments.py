@@ -304,8 +304,8 @@ class Program:
         return [place for place in read if place not in self.steps]
 
     def num_calls(self) -> tuple[int, ...]:
-        """Return how often the pass came by each of the sources."""
-        return tuple(place.num_calls for place in self.sources())
+        """Return how often the pass came by each of the sources; nothing of it under a compiler."""
+        return () if torch.compiler.is_compiling() else tuple(place.num_calls for place in self.sources())
 
     def go_back_to(self, num_calls: Sequence[int]) -> None:
         """Let the sources hold what they held after so many calls."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch.distributed
@@ -16,7 +15,7 @@ from anybatch.nn.ghost_batch_norm import GhostBatchNorm1d, GhostBatchNorm2d, Gho
 from anybatch.nn.group_kalman_norm import GroupKalmanNorm
 from anybatch.nn.kalman_norm import KalmanNorm1d, KalmanNorm2d, KalmanNorm3d
 from anybatch.nn.kalman_options import OF_SPLITS, OPTION_NAMES
-from anybatch.nn.layer_settings import check_is_number, is_count
+from anybatch.nn.layer_settings import is_count
 from anybatch.nn.moving_average_batch_norm import (
     MovingAverageBatchNorm1d,
     MovingAverageBatchNorm2d,
@@ -134,7 +133,6 @@ TARGETS: Mapping[Kind, Target] = {
     "batch_renorm": Target(
         (BatchRenorm1d, BatchRenorm2d, BatchRenorm3d),
         options=("micro_batch_size", "r_max", "d_max", "relaxation", "momentum"),
-        checks={name: partial(check_is_number, name) for name in ("r_max", "d_max")},
         attributes=("_passes",),
         needs_statistics=True,
     ),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anybatch.errors import InputError
 from anybatch.nn.layer_settings import check_eps, is_count
-from anybatch.nn.micro_batch_parts import check_input, check_tensors
+from anybatch.nn.micro_batch_parts import check_input, check_momentum, check_tensors
 from anybatch.nn.part_normalization import GhostNormalized, normalize_parts
 
 RunningUpdate = Literal["sequential", "average"]
@@ -182,6 +182,7 @@ class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     ) -> None:
         _check_ghost_batch_size(ghost_batch_size)
         check_eps(eps)
+        check_momentum(momentum)
         _check_running_update(running_update)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self.ghost_batch_size = ghost_batch_size

@@ -169,7 +169,7 @@ class KalmanLayer(nn.Module, ABC):
         self.latest = None if self.latest is None else self.latest.detached()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "latest": None}
+        return {**super().__getstate__(), "latest": None}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         for name in _ADDED_BY_A_PRIOR:  # a checkpoint of the layer it stands for says nothing of these
@@ -248,8 +248,8 @@ class KalmanLayer(nn.Module, ABC):
         if not self.calls.held:
             return self.latest
         is_only = len(self.calls.held) == 1
-        index = 0 if is_only else self.calls.index_of(observe_splits(input.detach(), num_splits).mean)
-        call = self.calls.held[index][1]
+        seen = self.calls.held[0][0] if is_only else observe_splits(input.detach(), num_splits).mean
+        call = self.calls.take(seen)
         if self.program is not None:
             self.program.go_back_to(call.num_calls)
         return call.moments

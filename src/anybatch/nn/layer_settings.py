@@ -40,20 +40,6 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_is_number(name: str, value: Any) -> None:
-    """Refuse what is no number.
-
-    Args:
-        name: of the setting.
-        value: of it.
-
-    Raises:
-        InputError: the value is no real number.
-    """
-    if not is_number(value):
-        raise InputError(f"{name} must be a number; got {value!r}. Leave it out for the default.")
-
-
 def check_eps(value: Any, *, may_be_zero: bool = False) -> None:
     """Refuse what does not keep a variance above 0.
 

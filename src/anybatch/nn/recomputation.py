@@ -34,17 +34,19 @@ class Calls(Generic[T]):
 
     def __init__(self) -> None:
         self.held: list[tuple[Tensor, T]] = []
+        self._num_uses: list[int] = []
         self._is_open = False
 
     def open(self) -> None:
         """Begin a pass."""
-        self.held = []
+        self.held, self._num_uses = [], []
         self._is_open = not torch.compiler.is_compiling()
 
     def add(self, seen: Tensor, value: T) -> None:
         """Take what a call saw, and made of it."""
-        if self._is_open:
+        if self._is_open and not torch.compiler.is_compiling():
             self.held.append((seen, value))
+            self._num_uses.append(0)
 
     def close(self) -> None:
         """End the pass: let go of its graph, and keep the values."""
@@ -54,10 +56,16 @@ class Calls(Generic[T]):
 
     def index_of(self, seen: Tensor) -> int:
         """Return which call saw this."""
-        return nearest(seen, [each for each, _ in self.held])
+        return nearest(seen, [each for each, _ in self.held])[0]
+
+    def take(self, seen: Tensor) -> T:
+        """Return what the call that saw this made of it; of several that did, each in its turn from the last."""
+        index, _ = nearest(seen, [each for each, _ in self.held], self._num_uses)
+        self._num_uses[index] += 1
+        return self.held[index][1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"held": [], "_is_open": False}
+        return {"held": [], "_num_uses": [], "_is_open": False}
 
 
 def is_computed_again() -> bool:
@@ -66,22 +74,28 @@ def is_computed_again() -> bool:
 
 
 @torch.no_grad()
-def nearest(seen: Tensor, others: Sequence[Tensor]) -> int:
+def nearest(seen: Tensor, others: Sequence[Tensor], num_uses: Sequence[int] | None = None) -> tuple[int, float]:
     """Return which of several tensors is the one that is seen again, give or take rounding.
 
     Args:
         seen: of any shape.
-        others: one at least; those of another shape are none.
+        others: one at least; those of another shape or elsewhere are none.
+        num_uses: how often each was found before; of those that are as near the least used one is found.
 
     Returns:
-        The index of the nearest, of the last of them where several are as near.
+        The index of the nearest, of the last of them where several are as near, and its squared distance.
 
     Example:
         >>> nearest(torch.ones(2), [torch.zeros(2), torch.ones(2), torch.full((2,), 1.1)])
-        1
+        (1, 0.0)
     """
-    if len(others) == 1:
-        return 0
-    away = [(each - seen).square().sum() if each.shape == seen.shape else seen.new_tensor(torch.inf) for each in others]
+    away = [
+        (each - seen).square().sum()
+        if each.shape == seen.shape and each.device == seen.device
+        else seen.new_tensor(torch.inf)
+        for each in others
+    ]
     distances = torch.stack(away).tolist()
-    return min(range(len(distances)), key=lambda index: (distances[index], -index))
+    uses = [0] * len(others) if num_uses is None else num_uses
+    index = min(range(len(distances)), key=lambda index: (distances[index], uses[index], -index))
+    return index, distances[index]

@@ -161,17 +161,20 @@ class GradientBatch:
             yield from (self._sum_chunk(*chunk) for chunk in chunks)
             return
         pending: deque[Future[tuple[TrajectorySums, Tensor | None]]] = deque()
-        with ThreadPoolExecutor(self._num_workers) as pool:
-            try:
-                for chunk in chunks:
-                    pending.append(pool.submit(self._sum_chunk, *chunk))
-                    if len(pending) > self._num_workers:
-                        yield pending.popleft().result()
-                while pending:
+        pool = ThreadPoolExecutor(self._num_workers)
+        waits = True
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(self._sum_chunk, *chunk))
+                if len(pending) > self._num_workers:
                     yield pending.popleft().result()
-            finally:
-                for future in pending:
-                    future.cancel()
+            while pending:
+                yield pending.popleft().result()
+        except KeyboardInterrupt:
+            waits = False
+            raise
+        finally:
+            pool.shutdown(wait=waits, cancel_futures=True)
 
     def _sum_chunk(self, index: int, size: int) -> tuple[TrajectorySums, Tensor | None]:
         """Return the sums over a chunk, and its rows where they are needed."""

@@ -103,11 +103,13 @@ def clipped_performance(dynamics: LQGDynamics, policy: GaussianPolicy, discount:
 
     Returns:
         J, to about 1e-12 where B times the bound of the actions is a multiple of the states' bound, as in the papers'
-        tasks; elsewhere kinks of the value may lie inside panels, and about 1e-6 is left.
+        tasks; elsewhere kinks of the value may lie inside panels, and about 1e-6 is left. Where the mean of the next
+        state changes by more than twice what the state does, about 1e-7 is.
 
     Raises:
         InputError: more than one dimension, a bound that is missing, or a control of 0.
-        TooSharpError: a standard deviation that moves the state by less than a 500th of its bound.
+        TooSharpError: a standard deviation that moves the state by less than a 500th of its bound, or of that over the
+            steepness of the next state's mean.
     """
     _check_fit(dynamics, policy)
     states, actions = dynamics.max_state, dynamics.max_action
@@ -154,6 +156,7 @@ class _Grid:
         self.max_state, self.max_action = dynamics.max_state.values.item(), dynamics.max_action.values.item()
         self.max_start = dynamics.max_start.item()
         self.std = math.sqrt(policy.covariance.item())
+        self._steepness = _steepness(dynamics, policy)
         self.edges = self._edges()
         panels = [_nodes(low, high) for low, high in pairwise(self.edges)]
         self.states = np.concatenate([points for points, _ in panels])
@@ -161,7 +164,7 @@ class _Grid:
         self.means = policy.means(policy.features(states))[0].numpy()
 
     def _edges(self) -> Array:
-        """Panel ends: where the value has a kink, and no wider apart than two standard deviations of the state."""
+        """Panel ends: where the value has a kink, and so near that the next state moves by two deviations at most."""
         kinks = {-self.max_state, 0.0, self.max_state}
         found = set(kinks)
         jump = self.reach * self.max_action
@@ -169,7 +172,7 @@ class _Grid:
             before = {round((kink + move) / self.slope, 12) for kink in found for move in (-jump, jump)}
             found = {kink for kink in before if abs(kink) < self.max_state} - kinks
             kinks |= found
-        return _refine(np.array(sorted(kinks)), 2 * self.reach * self.std)
+        return _refine(np.array(sorted(kinks)), 2 * self.reach * self.std / self._steepness)
 
     def cost(self) -> Array:
         """Expected cost at every node, of the clipped action."""
@@ -270,9 +273,18 @@ def _normal_cdf(standardized: Array | float) -> Array:
     return torch.special.ndtr(torch.as_tensor(standardized, dtype=torch.float64)).numpy()
 
 
+def _steepness(dynamics: LQGDynamics, policy: GaussianPolicy) -> float:
+    """Return half of how much more than the state the mean of the next one changes, at most; 1 where that is less."""
+    max_state = dynamics.max_state.values.item()
+    states = torch.linspace(-max_state, max_state, 1001, dtype=torch.float64)
+    means = policy.means(policy.features(states[None]))[0]
+    following = dynamics.transition.item() * states + dynamics.control.item() * means
+    return max(1.0, float((following.diff().abs() / states.diff()).max()) / 2)
+
+
 def _check_sharpness(dynamics: LQGDynamics, policy: GaussianPolicy) -> None:
     reach, max_state = abs(dynamics.control.item()), dynamics.max_state.values.item()
-    std, least = math.sqrt(policy.covariance.item()), max_state / (reach * MAX_PANELS)
+    std, least = math.sqrt(policy.covariance.item()), max_state * _steepness(dynamics, policy) / (reach * MAX_PANELS)
     if std < least:
         raise TooSharpError(
             f"the exact performance of a clipped task must have a standard deviation of at least {least:.3g}; "
