@@ -100,14 +100,14 @@ def advance_running_statistic(
     ghost batches ever seen.
 
     Args:
-        running: (C,), the mean or the unbiased variance until now.
-        parts: (K, C), that statistic of each ghost batch, in order.
+        running: (..., C), the mean or the unbiased variance until now.
+        parts: (..., K, C), that statistic of each ghost batch, in order.
         momentum: weight of a new statistic, PyTorch's convention; None for the cumulative average.
         running_update: "sequential" or "average".
         num_batches_tracked: ghost batches seen, these K among them; needed where `momentum` is None.
 
     Returns:
-        (C,), in the dtype of `parts`.
+        (..., C), in the dtype of `parts`.
 
     Raises:
         InputError: an unknown `running_update`, or neither `momentum` nor `num_batches_tracked`.
@@ -122,16 +122,16 @@ def advance_running_statistic(
         and of unbiased variances instead of standard deviations, as PyTorch keeps them.
     """
     _check_running_update(running_update)
-    num_parts = len(parts)
+    num_parts = parts.shape[-2]
     if momentum is None:
         if num_batches_tracked is None:
             raise InputError("num_batches_tracked must be given where momentum is None; got None. Pass the count.")
-        return running.to(parts).lerp(parts.mean(0), torch.as_tensor(num_parts / num_batches_tracked).to(parts))
+        return running.to(parts).lerp(parts.mean(-2), torch.as_tensor(num_parts / num_batches_tracked).to(parts))
     if running_update == "average":
-        return running.to(parts).lerp(parts.mean(0), momentum)
+        return running.to(parts).lerp(parts.mean(-2), momentum)
     base = 1 - momentum
     powers = torch.logspace(num_parts - 1, 0, num_parts, base, device=parts.device, dtype=parts.dtype)
-    added = (powers[:, None] * parts).sum(0)  # a matrix product would be low precision where the user allows it
+    added = (powers[:, None] * parts).sum(-2)  # a matrix product would be low precision where the user allows it
     return added.mul_(momentum).add_(running.to(parts), alpha=base**num_parts)
 
 
@@ -158,8 +158,10 @@ def track_statistics(
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(num_batches)
     tracked = {"running_update": running_update, "num_batches_tracked": layer.num_batches_tracked}
-    for running, parts in ((layer.running_mean, mean), (layer.running_var, var)):
-        running.copy_(advance_running_statistic(running, parts, layer.momentum, **tracked))
+    running = torch.stack((layer.running_mean, layer.running_var))
+    moved = advance_running_statistic(running, torch.stack((mean, var)), layer.momentum, **tracked)
+    layer.running_mean.copy_(moved[0])
+    layer.running_var.copy_(moved[1])
 
 
 class _GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
