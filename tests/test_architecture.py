@@ -16,7 +16,7 @@ from anybatch.registry import METHODS, WORKLOADS
 ROOT = Path(anybatch.__file__).parent
 # from the ground up; rooms of one tuple stand side by side
 FLOORS = (
-    ("errors", "seeds"),
+    ("errors", "seeds", "machine_memory"),
     ("stats",),
     ("nn",),
     ("report",),

@@ -470,4 +470,5 @@ def test_a_policy_whose_state_could_not_be_read_again_is_refused_at_once(run, tm
     code, _, error = run(*task, "--policy", f"{tmp_path / 'own.py'}:own", "--state", str(state))
     assert code == 2
     assert "must hold tensors, plain numbers and text" in error
+    assert "updates" not in error
     assert not list(tmp_path.glob("state*"))

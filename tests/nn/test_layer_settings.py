@@ -35,4 +35,6 @@ def test_a_momentum_that_is_no_share_is_refused(name, momentum):
 def test_a_layer_that_compiles_itself_is_pickled(name):
     layer = LAYERS[name](4)
     layer.compile(backend="eager")
-    pickle.loads(pickle.dumps(layer))(torch.randn(4, 4, 3, 3))
+    batch = torch.randn(4, 4, 3, 3)
+    again = pickle.loads(pickle.dumps(layer))
+    torch.testing.assert_close(again(batch), LAYERS[name](4)(batch))

@@ -9,7 +9,7 @@ from rich.console import Console
 from anybatch.cli import common_options as common
 from anybatch.cli import compare_options as own
 from anybatch.cli.launch import hold_out
-from anybatch.cli.outputs import Outputs, check_writable, is_first_rank, numbers, told_by_bars
+from anybatch.cli.outputs import Outputs, check_distinct, check_writable, is_first_rank, numbers, told_by_bars
 from anybatch.errors import AnybatchError
 from anybatch.train.compare import compare as run
 from anybatch.train.comparison import Comparison
@@ -47,6 +47,7 @@ def compare(
     [b]torchrun --nproc-per-node 2 -m anybatch compare digits --batch-sizes 64[/b]
     """
     outputs = Outputs(json, report)
+    check_distinct(json=outputs.json, report=outputs.report)
     check_writable(*outputs)
     console = Console(quiet=not is_first_rank(), highlight=False)
     try:

@@ -12,7 +12,7 @@ from rich.console import Console
 from anybatch.cli import common_options as common
 from anybatch.cli import probe_options as own
 from anybatch.cli.launch import hold_out
-from anybatch.cli.outputs import Outputs, check_writable, is_first_rank, numbers, told_by_bars
+from anybatch.cli.outputs import Outputs, check_distinct, check_writable, is_first_rank, numbers, told_by_bars
 from anybatch.errors import AnybatchError, InputError, RunError
 from anybatch.probing import ProbeInterrupted, ProbeResult
 from anybatch.probing import probe as measure
@@ -60,6 +60,7 @@ def probe(
     [b]torchrun --nproc-per-node 2 -m anybatch probe digits[/b]
     """
     outputs = Outputs(json, report)
+    check_distinct(json=outputs.json, report=outputs.report)
     check_writable(*outputs)
     console = Console(quiet=not is_first_rank(), highlight=False)
     with _partial_shown(console, outputs), told_by_bars() as told:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,9 @@ class StateFile:
         loop: a safe policy gradient, new.
         env: its name.
         paper: whose loop it is.
+
+    Raises:
+        InputError: the policy has a state that could not be read again.
     """
 
     def __init__(self, path: Path | None, loop: Any, env: str, paper: str) -> None:
@@ -31,7 +35,8 @@ class StateFile:
         self._loop = loop
         self._about = {"version": STATE_VERSION, "env": env, "paper": paper, "first_policy": loop.policy.state_dict()}
         self._last = time.monotonic()
-        self._is_readable = False
+        if path is not None:
+            _check_can_be_read(self._about["first_policy"])
 
     def resume(self) -> int:
         """Take up the state that is there.
@@ -85,7 +90,6 @@ class StateFile:
         """Save the state.
 
         Raises:
-            InputError: the policy has a state that could not be read again.
             RunError: it cannot be written.
         """
         if self.path is None:
@@ -94,24 +98,24 @@ class StateFile:
         beside = self.path.with_name(f"{self.path.name}.part")
         try:
             torch.save(state, beside)
-            if not self._is_readable:
-                self._check(beside)
             beside.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError of a full disk
             raise RunError(f"--state {self.path} cannot be written: {str(error).partition(chr(10))[0]}.") from error
         self._last = time.monotonic()
 
-    def _check(self, written: Path) -> None:
-        """Refuse what the first save has written where no later call could take it up."""
-        try:
-            read_state(written)
-        except InputError as error:
-            written.unlink()
-            raise InputError(
-                f"--state {self.path} could not be read again: the policy's state_dict() must hold tensors, "
-                "plain numbers and text, and nothing else."
-            ) from error
-        self._is_readable = True
+
+def _check_can_be_read(state: dict[str, Any]) -> None:
+    """Refuse a policy's state before the run where no later call could take it up."""
+    written = io.BytesIO()
+    try:
+        torch.save(state, written)
+        written.seek(0)
+        torch.load(written, weights_only=True)
+    except Exception as error:  # whatever the pickler or the unpickler trips over
+        raise InputError(
+            "the policy's state_dict() must hold tensors, plain numbers and text, and nothing else, to be kept by "
+            "--state. Leave --state out, or convert what it holds."
+        ) from error
 
 
 def _is_same(saved: Any, own: Any) -> bool:

@@ -67,6 +67,8 @@ def require_discount(discount: float, *, below_one: bool = False) -> None:
     Raises:
         InputError: it is outside.
     """
+    if not _is_number(discount):
+        raise InputError(f"discount must be between 0 and 1; got {discount!r}.")
     if below_one and not 0 <= discount < 1:
         raise InputError(f"discount must be at least 0 and below 1; got {discount}. The result is infinite at 1.")
     if not 0 <= discount <= 1:

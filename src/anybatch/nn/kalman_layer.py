@@ -248,8 +248,8 @@ class KalmanLayer(nn.Module, ABC):
         if not self.calls.held:
             return self.latest
         is_only = len(self.calls.held) == 1
-        seen = self.calls.held[0][0] if is_only else observe_splits(input.detach(), num_splits).mean
-        call = self.calls.take(seen)
+        seen = None if is_only else observe_splits(input.detach(), num_splits).mean
+        call = self.calls.held[0][1] if seen is None else self.calls.take(seen)
         if self.program is not None:
             self.program.go_back_to(call.num_calls)
         return call.moments

@@ -17,7 +17,7 @@ from anybatch.nn.activated_norms import Activated
 from anybatch.nn.carried_moments import Attribute, BehindNorm, Cut, Place, Step, with_moments
 from anybatch.nn.kalman_layer import KalmanLayer
 from anybatch.nn.kalman_options import KalmanOptions
-from anybatch.nn.kalman_tracing import Traced
+from anybatch.nn.kalman_tracing import Traced, caller_of
 from anybatch.nn.moment_propagation import CannotPropagate, PropagationRule, find_propagation_rule
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.sampled_transition import CONVOLUTIONS, SampledTransition
@@ -250,7 +250,7 @@ class SourceFinder:
         """Put the mode of the module that calls, read in each pass, for the value of `training` that it had."""
         if "training" not in signature(rule.propagate).parameters:
             return arguments, keywords
-        caller = self.model.get_submodule(self.traced.caller_of(node))
+        caller = self.model.get_submodule(caller_of(node))
         bound = signature(rule.propagate).bind(*arguments, **keywords)
         if bound.arguments.get("training") is caller.training:
             bound.arguments["training"] = Attribute(caller, "training")

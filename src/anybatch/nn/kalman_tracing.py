@@ -46,17 +46,6 @@ class Traced:
     opaque: dict[str, str] = field(default_factory=dict)
     other_in_training: str | None = None
 
-    def caller_of(self, node: fx.Node) -> str:
-        """Say whose `forward` makes a call.
-
-        Args:
-            node: the call.
-
-        Returns:
-            The name of the module; "" is the model.
-        """
-        return _caller_of(node)
-
     def why_missing(self, module: str) -> str:
         """Say why no call of a module is in the graph.
 
@@ -139,11 +128,11 @@ def _other_in_training(model: nn.Module, graph: fx.Graph) -> str | None:
 def _calls_by_module(graph: fx.Graph) -> dict[str, list[tuple[str, Any]]]:
     calls: dict[str, list[tuple[str, Any]]] = {}
     for node in graph.nodes:
-        calls.setdefault(_caller_of(node), []).append((node.op, node.target))
+        calls.setdefault(caller_of(node), []).append((node.op, node.target))
     return calls
 
 
-def _caller_of(node: fx.Node) -> str:
+def caller_of(node: fx.Node) -> str:
     """Return the name of the module whose `forward` makes a call; "" is the model."""
     callers = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name != node.target]
     return callers[-1] if callers else ""

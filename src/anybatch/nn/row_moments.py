@@ -35,13 +35,12 @@ class _RowMoments(torch.autograd.Function):
         within = var.new_empty(len(weight))
         for weights, memory, out in rows.chunks(within):
             torch.mv(torch.mul(weights, weights, out=memory), spread, out=out)
-        by_tap = torch.mm(
-            rows.weights, at_taps.T, out=mean.new_empty(len(weight), len(fractions))
-        )  # under autocast too
-        by_position = None if covariance is None else torch.mm(by_tap, covariance)
+        by_tap = mean.new_empty(len(weight), len(fractions))
+        torch.mm(rows.weights, at_taps.T, out=by_tap)  # as it is, autocast or not
+        by_position = None if covariance is None else torch.mm(by_tap, covariance, out=torch.empty_like(by_tap))
         if by_position is not None:
             within.add_((by_position * by_tap).sum(1).clamp_min_(0))
-        return torch.mv(by_tap, fractions)[None], within[None], fractions.clone(), by_position, at_taps, spread
+        return (by_tap * fractions).sum(1)[None], within[None], fractions.clone(), by_position, at_taps, spread
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -82,7 +81,7 @@ def _gradients(
         of_rows.addcmul_(torch.mul(weights, spread, out=memory), of_row_column, value=2)
     of_at_taps = torch.mm(of_by_tap.T, rows.weights, out=torch.empty_like(at_taps))
     of_mean = rows.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
-    of_var = torch.mv(rows.as_taps(of_spread[None])[0], fractions)
+    of_var = (rows.as_taps(of_spread[None])[0] * fractions).sum(1)
     return of_mean[None], of_var[None], of_weight
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from anybatch.errors import InputError
+from anybatch.machine_memory import container_bytes, physical_bytes
 from anybatch.probing.child_trials import ChildTrials
 from anybatch.probing.memory_trials import AcceleratorTrials, release_cached
 from anybatch.report.wording import memory_size
@@ -111,14 +112,14 @@ def free_bytes(runtime: Runtime) -> int:
     """
     if runtime.device.type == "cuda":
         return torch.cuda.mem_get_info(runtime.device)[0]
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = physical_bytes() or 0
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.exists() and (text := cgroup.read_text().strip()).isdigit():
-        free = min(free, int(text) - _cgroup_bytes_in_use())
+    limit = container_bytes()
+    if limit is not None:
+        free = min(free, limit - _cgroup_bytes_in_use())
     return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + _resident_bytes()
 
 

@@ -114,34 +114,25 @@ def walk(
             for i in range(d):
                 _copy(noise[t, i][first:last], deviations[i][:size])
                 _copy(noise[t, i][first:last], actions[i][:size])
-                for j in range(k):
-                    _add(actions[i][:size], weights[i, j], states[j][:size])
+                _add_all(actions[i][:size], weights[i], states)
                 _clip(actions[i][:size], max_action[i])
                 if score_clipped:
                     _fill(scaled[:size], 0)
-                    for j in range(k):
-                        _add(scaled[:size], weights[i, j], states[j][:size])
+                    _add_all(scaled[:size], weights[i], states)
                     _copy(actions[i][:size], deviations[i][:size])
                     _add(deviations[i][:size], -one, scaled[:size])
             for i in range(d):
                 _fill(scaled[:size], 0)
-                for j in range(d):
-                    _add(scaled[:size], precision[i, j], deviations[j][:size])
+                _add_all(scaled[:size], precision[i], deviations)
                 for j in range(k):
                     _multiply(scaled[:size], states[j][:size], scores[t, i * k + j][first:last])
             _fill(rewards[t][first:last], 0)
-            for i in range(k):
-                for j in range(k):
-                    _add_product(rewards[t][first:last], -state_cost[i, j], states[i][:size], states[j][:size])
-            for i in range(d):
-                for j in range(d):
-                    _add_product(rewards[t][first:last], -action_cost[i, j], actions[i][:size], actions[j][:size])
+            _take_form(rewards[t][first:last], state_cost, states)
+            _take_form(rewards[t][first:last], action_cost, actions)
             for i in range(k):
                 _fill(following[i][:size], 0)
-                for j in range(k):
-                    _add(following[i][:size], transition[i, j], states[j][:size])
-                for j in range(d):
-                    _add(following[i][:size], control[i, j], actions[j][:size])
+                _add_all(following[i][:size], transition[i], states)
+                _add_all(following[i][:size], control[i], actions)
                 _clip(following[i][:size], max_state[i])
             states, following = following, states
     return largest.max(), largest.max() if k == 1 else np.sqrt(largest_square.max())
@@ -224,6 +215,20 @@ def _add(out: np.ndarray, factor: float, values: np.ndarray) -> None:
     if factor != 0:
         for n in range(len(out)):
             out[n] += factor * values[n]
+
+
+@compiled
+def _add_all(out: np.ndarray, factors: np.ndarray, rows: np.ndarray) -> None:
+    for i in range(len(factors)):
+        _add(out, factors[i], rows[i][: len(out)])
+
+
+@compiled
+def _take_form(out: np.ndarray, matrix: np.ndarray, rows: np.ndarray) -> None:
+    """Subtract the quadratic form of the rows."""
+    for i in range(len(matrix)):
+        for j in range(len(matrix)):
+            _add_product(out, -matrix[i, j], rows[i][: len(out)], rows[j][: len(out)])
 
 
 @compiled

@@ -100,9 +100,10 @@ class GradientBatch:
         self._horizon = int(_known("horizon", horizon if horizon is not None or task is None else task.horizon))
         require_count(horizon=self._horizon, num_workers=num_workers)
         if task is None and (num_workers > 1 or chunk_size is not None):
+            name, value = ("num_workers", num_workers) if num_workers > 1 else ("chunk_size", chunk_size)
             raise InputError(
-                "num_workers and chunk_size must be left alone for an environment that is not written in tensors; got "
-                f"{num_workers} and {chunk_size}. Make a vector environment with more sub-environments."
+                f"{name} must be left alone for an environment that is not written in tensors; got {value}. Make a "
+                "vector environment with more sub-environments."
             )
         size = _chunk_size(self._horizon * len(policy.parameters)) if chunk_size is None else chunk_size
         require_count(chunk_size=size)

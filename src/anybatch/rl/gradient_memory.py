@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 from anybatch.decide.error_bounds import Estimator
 from anybatch.errors import InputError
+from anybatch.machine_memory import container_bytes, physical_bytes
 
 LARGEST_SHARE = 0.75  # of the machine's memory
 NUM_COPIES = 3  # the sums so far, those of a chunk, and both joined
@@ -45,10 +44,4 @@ def require_memory(estimator: Estimator, num_parameters: int, horizon: int, num_
 
 def machine_bytes() -> float:
     """Return the memory of the machine, or of the container; infinite where the system does not say."""
-    found = [math.inf]
-    if hasattr(os, "sysconf") and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        found.append(int(text))
-    return min(found)
+    return min((each for each in (physical_bytes(), container_bytes()) if each is not None), default=math.inf)
