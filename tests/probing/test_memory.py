@@ -183,7 +183,9 @@ def hungry(model, batch):
 
 def test_memory_just_above_the_baseline_limits_the_micro_batch():
     workload = vectors_workload(loss=hungry, train_set=labelled_vectors(4096))
-    with pytest.raises(InputError, match=r"memory must hold one sample; got 1 MB, and training on it takes [\d.,]+ [MG]B"):
+    with pytest.raises(
+        InputError, match=r"memory must hold one sample; got 1 MB, and training on it takes [\d.,]+ [MG]B"
+    ):
         limit_of(workload, memory=MEGABYTE)
     baseline = limit_of(vectors_workload(train_set=labelled_vectors(2))).trials[0].peak_bytes
     memory = baseline + 200 * MEGABYTE
