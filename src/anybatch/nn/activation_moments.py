@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.moment_propagation import CannotPropagate, propagation_rule
 from anybatch.nn.moments import Moments
 from anybatch.nn.second_derivatives import fast_gradients
@@ -195,7 +196,7 @@ def _relu_moments(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return positive, spread, probability, density
 
 
-class _Relu(torch.autograd.Function):
+class _Relu(EagerFunction):
     """`_plain_relu` with its gradients in closed form.
 
     With d = s phi(m / s) and P = Phi(m / s): dE/dm = P, dE/dv = d / 2v, dVar/dm = 2 E (1 - P) and

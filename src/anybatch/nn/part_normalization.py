@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.moments import wide_dtype
 from anybatch.nn.plane_passes import PlanePasses
 from anybatch.nn.second_derivatives import fast_gradients
@@ -95,7 +96,7 @@ def _normalize_side_by_side(
     return output, mean.view(num_parts, -1), var.view(num_parts, -1)
 
 
-class _NormalizeInTurn(torch.autograd.Function):
+class _NormalizeInTurn(EagerFunction):
     """`_normalize_together` without its copies: as batch norm, one tensor of the batch's size each way."""
 
     @staticmethod

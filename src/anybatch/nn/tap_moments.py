@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.plain_tap_moments import Taps, over_positions, plain_tap_moments, taps_of
 from anybatch.nn.row_moments import MOST_TAPS, is_channels_last, row_moments
 from anybatch.nn.second_derivatives import fast_gradients
@@ -50,7 +51,7 @@ def _plain_products(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequen
     return by_tap, var @ (taps.square() @ weight.new_tensor(fractions)).T
 
 
-class _Products(torch.autograd.Function):
+class _Products(EagerFunction):
     @staticmethod
     def forward(mean: Tensor, var: Tensor, weight: Tensor, fractions: Sequence[float]) -> tuple[Tensor, ...]:
         taps = taps_of(weight)
