@@ -58,12 +58,13 @@ def correct_moments(
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it. Differs: the gate by channel is ours.
     """
     check_prior(prior, *observed.mean.shape)
-    distance = prior.mean - observed.mean
-    gain = 1 - prior_weight
-    mean = observed.mean + prior_weight * distance
-    var = gain * observed.var + prior_weight * prior.var + prior_weight * gain * distance.square()
+    weight = prior_weight.to(observed.var) if isinstance(prior_weight, Tensor) else prior_weight
     is_kept = _accepts(gate, ratio_limit, eps, num_values, observed.var, prior.var)
-    return Moments(torch.where(is_kept, mean, observed.mean), torch.where(is_kept, var, observed.var), observed.size)
+    distance = torch.where(is_kept, prior.mean - observed.mean, 0)  # what is dropped may be infinite
+    to_prior = weight * distance
+    blend = torch.lerp(observed.var, torch.where(is_kept, prior.var, observed.var), weight)
+    var = torch.addcmul(blend, to_prior, distance - to_prior)  # p d (d - p d) is p (1 - p) d^2
+    return Moments(observed.mean + to_prior, var, observed.size)
 
 
 def check_prior(prior: Moments, num_splits: int, num_channels: int) -> None:
@@ -184,7 +185,8 @@ class Correction:
         """Return the scale, and the gradients of mean, variance and the tensors that follow them, in closed form.
 
         With shift = (m - m') scale + bias, scale = weight / std' and m', v' the posterior moments, m' has
-        -scale times the gradient of the shift, and v' has -scale / (2 std'^2) times that of the scale.
+        -scale times the gradient of the shift, and v' has -scale / (2 std'^2) times that of the scale. What m has
+        directly of the shift, the centring of the input takes away: output = scale (x - m) + shift.
 
         Args:
             observed: (S, C).
@@ -194,7 +196,8 @@ class Correction:
             grads: of scale and shift, (S, C), and of posterior mean and variance, or None.
 
         Returns:
-            The scale, (S, C), and as many gradients as there are tensors; None for a tensor that is None.
+            The scale, (S, C), the gradients of mean, through the centring as well, and of variance, and as many as
+            there are tensors; None for a tensor that is None.
         """
         weight, bias, *prior = tensors
         of_scale, of_shift, of_posterior_mean, of_posterior_var = grads
@@ -204,12 +207,13 @@ class Correction:
         scale = inverse_std if weight is None else inverse_std * weight.to(inverse_std)
         of_bias = None if bias is None else of_shift.sum(0).to(bias.dtype)
         of_scale = torch.addcmul(of_scale, of_shift, observed.mean - posterior.mean)
-        of_weight = None if weight is None else (of_scale * inverse_std).sum(0).to(weight.dtype)
-        through_shift = of_shift * scale
-        through_scale = of_scale * inverse_std.square() * scale / -2
-        of_posterior = Moments(_add(-through_shift, of_posterior_mean), _add(through_scale, of_posterior_var))
+        by_weight = of_scale * inverse_std
+        of_weight = None if weight is None else by_weight.sum(0).to(weight.dtype)
+        through_shift = of_shift * -scale
+        through_scale = by_weight * (inverse_std * scale) / -2
+        of_posterior = Moments(_add(through_shift, of_posterior_mean), _add(through_scale, of_posterior_var))
         of_mean, of_var, *of_prior = self.pull_back_correction(of_posterior, observed, *prior)
-        return scale, of_mean + through_shift, of_var, of_weight, of_bias, *of_prior
+        return scale, of_mean, of_var, of_weight, of_bias, *of_prior
 
     def pull_back_correction(
         self,

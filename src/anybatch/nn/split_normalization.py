@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.moments import Moments, wide_dtype
 from anybatch.nn.second_derivatives import fast_gradients
 from anybatch.nn.split_passes import passes_for
@@ -32,7 +33,10 @@ class Rule(Protocol):
         tensors: Sequence[Tensor | None],
         grads: Sequence[Tensor | None],
     ) -> tuple[Any, ...]:
-        """Return the scale, and the gradients of mean, variance and `tensors`, of those of the four results."""
+        """Return the scale, and the gradients of mean, variance and `tensors`, of those of the four results.
+
+        That of the mean is the whole of it, with what comes through the centring of the input.
+        """
         ...
 
 
@@ -109,7 +113,7 @@ def _normalize_plainly(input: Tensor, num_splits: int, rule: Rule, *tensors: Ten
     return output.reshape(input.shape).to(input.dtype), mean, var, *posterior
 
 
-class _Observe(torch.autograd.Function):
+class _Observe(EagerFunction):
     """`_observe_plainly`, one pass each way."""
 
     @staticmethod
@@ -134,7 +138,7 @@ class _Observe(torch.autograd.Function):
         return *fast_gradients(fast, twin, (input,), grads, ctx.needs_input_grad[:1]), None
 
 
-class _Normalize(torch.autograd.Function):
+class _Normalize(EagerFunction):
     """`_normalize_plainly` in as many passes as batch norm has, and as much memory."""
 
     @staticmethod
@@ -143,7 +147,8 @@ class _Normalize(torch.autograd.Function):
         mean, var = passes.observe()
         scale, shift, *posterior = rule(mean, var, *tensors)
         # the rule may settle on what was observed, and an output must be an object of its own
-        return passes.apply(mean, scale, shift), mean, var, *(tensor.clone() for tensor in posterior)
+        posterior = (each.clone() if each is mean or each is var else each for each in posterior)
+        return passes.apply(mean, scale, shift), mean, var, *posterior
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -182,7 +187,7 @@ def _gradients(
     of_scale, of_shift = passes.reduce(grad, mean)
     grads = (of_scale, of_shift, *grads_of_moments[2:])
     scale, of_mean, of_var, *of_tensors = rule.pull_back(*moments, tensors, grads)
-    pairs = zip((of_mean - scale * of_shift, of_var), grads_of_moments[:2], strict=True)
+    pairs = zip((of_mean, of_var), grads_of_moments[:2], strict=True)
     of_mean, of_var = (own if other is None else own + other for own, other in pairs)
-    factors = (scale, 2 * of_var / passes.num_values, of_mean / passes.num_values)
+    factors = (scale, of_var * (2 / passes.num_values), of_mean / passes.num_values)
     return passes.combine(grad, mean, *factors), *of_tensors
