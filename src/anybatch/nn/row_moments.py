@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.plain_tap_moments import Taps, plain_tap_moments
 from anybatch.nn.second_derivatives import fast_gradients
 
 MOST_TAPS = 32  # zeros make the means' product as many times as large as it need be
-_VALUES_OF_A_CHUNK = 2**17  # what is made of a chunk stays in the cache of a CPU
+_VALUES_OF_A_CHUNK = 2**16  # what is made of a chunk stays in the cache of a CPU
 
 
 def row_moments(mean: Tensor, var: Tensor, weight: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
@@ -26,21 +27,30 @@ def row_moments(mean: Tensor, var: Tensor, weight: Tensor, taps: Taps) -> tuple[
     return mean, var
 
 
-class _RowMoments(torch.autograd.Function):
+class _RowMoments(EagerFunction):
+    """The moments, and what the way back needs of the way there.
+
+    That is the taps' fractions, half the gradient of the variance over positions by what each tap adds to the mean,
+    (O, K), the means at the taps, (K, R), and squares, sum over k of f_k w_ock^2, (O, C).
+    """
+
     @staticmethod
     def forward(mean: Tensor, var: Tensor, weight: Tensor, taps: Taps) -> tuple[Tensor | None, ...]:
-        rows = _Rows(weight, len(taps.fractions))
         fractions, covariance = taps.tensors(mean)
-        at_taps, spread = rows.beside(mean, var, fractions)
-        within = var.new_empty(len(weight))
-        for weights, memory, out in rows.chunks(within):
-            torch.mv(torch.mul(weights, weights, out=memory), spread, out=out)
-        by_tap = mean.new_empty(len(weight), len(fractions))
-        torch.mm(rows.weights, at_taps.T, out=by_tap)  # as it is, autocast or not
+        rows = _Rows(weight, fractions)
+        at_taps = rows.at_taps(mean)
+        to_taps = at_taps.T
+        by_tap = mean.new_empty(rows.num_rows, len(fractions))
+        squares = mean.new_empty(weight.shape[:2])
+        for weights, memory, of_by_tap, of_squares in rows.chunks(by_tap, squares):
+            torch.mm(weights, to_taps, out=of_by_tap)  # as it is, autocast or not
+            rows.sum_taps(torch.mul(weights, weights, out=memory), of_squares)
+        within = torch.mv(squares, var[0], out=mean.new_empty(rows.num_rows))
         by_position = None if covariance is None else torch.mm(by_tap, covariance, out=torch.empty_like(by_tap))
         if by_position is not None:
             within.add_((by_position * by_tap).sum(1).clamp_min_(0))
-        return (by_tap * fractions).sum(1)[None], within[None], fractions.clone(), by_position, at_taps, spread
+        mean = torch.mv(by_tap, fractions, out=torch.empty_like(within))
+        return mean[None], within[None], fractions.clone(), by_position, at_taps, squares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -51,38 +61,37 @@ class _RowMoments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         mean, var, weight, *rest = ctx.saved_tensors  # a checkpoint hands them out once
-        fast = partial(_gradients, weight, *rest, *grad_outputs[:2])
+        fast = partial(_gradients, var, weight, *rest, *grad_outputs[:2])
         twin = partial(plain_tap_moments, taps=ctx.taps)
         saved, needed = (mean, var, weight), ctx.needs_input_grad[:3]
         return *fast_gradients(fast, twin, saved, grad_outputs[:2], needed), None
 
 
 def _gradients(
+    var: Tensor,
     weight: Tensor,
     fractions: Tensor,
     by_position: Tensor | None,
     at_taps: Tensor,
-    spread: Tensor,
+    squares: Tensor,
     of_mean: Tensor,
     of_var: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of mean, variance and weight."""
-    rows = _Rows(weight, len(fractions))
-    of_var = of_var[0]
-    column = of_var[:, None]
+    rows = _Rows(weight, fractions)
+    column = of_var.T
     of_by_tap = torch.outer(of_mean[0], fractions)
     if by_position is not None:
         of_by_tap.addcmul_(by_position, column, value=2)
     of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
-    gradients = torch.mm(of_by_tap, at_taps, out=rows.as_they_lie(of_weight))
-    of_spread = torch.zeros_like(spread)
-    for weights, memory, of_rows, of_row_vars, of_row_column in rows.chunks(gradients, of_var, column):
-        of_spread.addmv_(torch.mul(weights, weights, out=memory).T, of_row_vars)
-        of_rows.addcmul_(torch.mul(weights, spread, out=memory), of_row_column, value=2)
-    of_at_taps = torch.mm(of_by_tap.T, rows.weights, out=torch.empty_like(at_taps))
-    of_mean = rows.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
-    of_var = (rows.as_taps(of_spread[None])[0] * fractions).sum(1)
-    return of_mean[None], of_var[None], of_weight
+    spread = rows.spread(2 * var)
+    of_at_taps = torch.zeros_like(at_taps)
+    for weights, memory, of_rows, of_taps, of_column in rows.chunks(rows.as_they_lie(of_weight), of_by_tap, column):
+        torch.addmm(of_at_taps, of_taps.T, weights, out=of_at_taps)
+        torch.mm(of_taps, at_taps, out=of_rows)
+        of_rows.addcmul_(torch.mul(weights, spread, out=memory), of_column)
+    to_mean = rows.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
+    return to_mean[None], torch.mm(of_var, squares, out=torch.empty_like(var)), of_weight
 
 
 def is_channels_last(weight: Tensor) -> bool:
@@ -93,14 +102,20 @@ def is_channels_last(weight: Tensor) -> bool:
 class _Rows:
     """The weights of each output channel in the order of their memory, R = C K.
 
+    Args:
+        weight: (O, C, *).
+        fractions: (K,), of its taps.
+
     Attributes:
-        weights: (O, R).
+        num_rows: O.
     """
 
-    def __init__(self, weight: Tensor, num_taps: int) -> None:
-        self._shape = (weight.shape[1], num_taps)
+    def __init__(self, weight: Tensor, fractions: Tensor) -> None:
+        self.num_rows = weight.shape[0]
+        self._fractions = fractions
+        self._shape = (weight.shape[1], fractions.shape[0])
         self._is_channels_last = is_channels_last(weight)
-        self.weights = self.as_they_lie(weight)
+        self._weights = self.as_they_lie(weight)
 
     def as_they_lie(self, taps: Tensor) -> Tensor:
         """Return (B, C, *) as (B, R)."""
@@ -112,16 +127,26 @@ class _Rows:
             return rows.unflatten(1, self._shape[::-1]).transpose(1, 2)
         return rows.unflatten(1, self._shape)
 
-    def beside(self, mean: Tensor, var: Tensor, fractions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (K, R), mean_c where the tap is k and zeros, and (R,), f_k var_c."""
-        at_taps = mean.new_zeros(len(fractions), *self._shape)
+    def at_taps(self, mean: Tensor) -> Tensor:
+        """Return (K, R), mean_c where the tap is k and zeros."""
+        at_taps = mean.new_zeros(self._shape[1], *self._shape)
         at_taps.diagonal(0, 0, 2).copy_(mean.T)
-        return self.as_they_lie(at_taps), self.as_they_lie((var.T * fractions)[None])[0]
+        return self.as_they_lie(at_taps)
+
+    def spread(self, var: Tensor) -> Tensor:
+        """Return (R,), f_k var_c."""
+        return self.as_they_lie((var.T * self._fractions)[None])[0]
+
+    def sum_taps(self, rows: Tensor, out: Tensor) -> None:
+        """Write sums over the taps of rows, (B, R), times their fractions; `out` is (B, C)."""
+        torch.mv(self.as_taps(rows).flatten(0, 1), self._fractions, out=out.view(-1))
 
     def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yield the weights of a chunk of rows, memory for as many values, the same every time, and tensors' rows."""
-        num_rows, num_values = self.weights.shape
-        size = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self.weights.is_cpu else max(1, num_rows)
-        memory = self.weights.new_empty(min(size, num_rows), num_values)
-        for weights, *others in zip(*(each.split(size) for each in (self.weights, *tensors)), strict=True):
-            yield weights, memory if len(weights) == len(memory) else memory[: len(weights)], *others
+        num_values = self._weights.shape[1]
+        most = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self._weights.is_cpu else max(1, self.num_rows)
+        whole, rest = divmod(self.num_rows, most)
+        memory = self._weights.new_empty(min(most, self.num_rows), num_values)
+        memories = [memory] * whole + [memory[:rest]] * (rest > 0)
+        weights, *others = (each.split(most) for each in (self._weights, *tensors))
+        return zip(weights, memories, *others, strict=True)
