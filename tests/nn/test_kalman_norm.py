@@ -24,8 +24,8 @@ from anybatch.nn import (
 )
 from anybatch.nn.group_kalman_norm import GroupCorrection
 from anybatch.nn.kalman_correction import Correction
-from anybatch.nn.prior_weight import moments_of_gain
-from anybatch.nn.split_normalization import observe_splits
+from anybatch.nn.prior_weight import adaptive_prior_weight, moments_of_gain
+from anybatch.nn.split_normalization import normalize_splits, observe_splits
 
 LAYERS = {2: KalmanNorm1d, 3: KalmanNorm1d, 4: KalmanNorm2d, 5: KalmanNorm3d}
 FIXED = {"gain": "fixed"}
@@ -160,6 +160,50 @@ def test_check_15_a_batch_that_does_not_divide_is_refused_with_a_way_out():
     with pytest.raises(InputError, match="micro_batch_size must divide the batch; got 4 for a batch of 3"):
         KalmanNorm1d(3, micro_batch_size=4)(torch.ones(3, 3))
     assert KalmanNorm1d(3, splits=4).eval()(torch.ones(6, 3)).isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.inf, 1e200])
+def test_a_prior_that_is_dropped_may_be_infinite(value):
+    x, p = draw(4, 3).requires_grad_(), torch.tensor([0.6], dtype=torch.float64, requires_grad=True)
+    mean, var = draw(2, 3, seed=1), draw(2, 3, seed=2).square()
+    narrow = Moments(mean.clone().requires_grad_(), var.clone().requires_grad_())
+    mean[:, 1] = var[:, 1] = value
+    wide = Moments(mean.requires_grad_(), var.requires_grad_())
+    rule = Correction(1e-5, "channel", 1e3, 2)
+    priors = ((*wide[:2], p), (*narrow[:2], p), (None, None, None))
+    found, wanted, alone = (normalize_splits(x, 2, rule, (None, None, *prior)).output for prior in priors)
+    check_close(found[:, 1], alone[:, 1])
+    check_close(found[:, ::2], wanted[:, ::2])
+    kept = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    of_found = torch.autograd.grad(found.sin().sum(), (x, *wide[:2], p))
+    of_wanted = torch.autograd.grad((wanted.sin() * kept).sum(), (x, *narrow[:2], p))
+    of_alone = torch.autograd.grad((alone.sin() * (1 - kept)).sum(), x)
+    check_close(of_found[0], of_wanted[0] + of_alone[0])
+    for left, right in zip(of_found[1:], of_wanted[1:], strict=True):
+        check_close(left, right)
+
+
+def test_a_prior_of_a_wider_type_widens_the_moments_alone():
+    x = draw(4, 3, dtype=torch.float32).requires_grad_()
+    prior = Moments(draw(2, 3, seed=1), 1 + draw(2, 3, seed=2).square())
+    observed = observe_splits(x.detach(), 2)
+    posterior = correct_moments(observed, prior, torch.tensor(0.5))
+    wanted = correct_moments(Moments(*(each.double() for each in observed[:2])), prior, 0.5)
+    assert posterior.var.dtype == torch.float64
+    check_close(posterior.mean, wanted.mean)
+    check_close(posterior.var, wanted.var)
+    output = kalman_norm(x, prior=prior, prior_weight=0.5, splits=2).output
+    output.square().sum().backward()
+    assert output.dtype == x.grad.dtype == torch.float32
+    assert x.grad.isfinite().all()
+
+
+def test_a_prior_that_is_always_right_has_all_the_weight_and_rounding_takes_it_not_away():
+    weights = [
+        adaptive_prior_weight(torch.tensor([0.01, distance]), start=0.5).item() for distance in (0.0, 1e-33, 1e-4)
+    ]
+    assert weights == [1.0, 1.0, 1.0]
+    assert adaptive_prior_weight(torch.zeros(2), start=0.5).item() == 0.5
 
 
 def test_check_15_one_value_per_split_is_no_number_lost():

@@ -58,11 +58,12 @@ def correct_moments(
         Wang et al. 2018, arXiv:1802.03133, as the official code computes it. Differs: the gate by channel is ours.
     """
     check_prior(prior, *observed.mean.shape)
-    weight = prior_weight.to(observed.var) if isinstance(prior_weight, Tensor) else prior_weight
     is_kept = _accepts(gate, ratio_limit, eps, num_values, observed.var, prior.var)
     distance = torch.where(is_kept, prior.mean - observed.mean, 0)  # what is dropped may be infinite
+    kept_var = torch.where(is_kept, prior.var, observed.var)
+    weight = prior_weight.to(kept_var) if isinstance(prior_weight, Tensor) else prior_weight
     to_prior = weight * distance
-    blend = torch.lerp(observed.var, torch.where(is_kept, prior.var, observed.var), weight)
+    blend = torch.lerp(observed.var.to(kept_var), kept_var, weight)
     var = torch.addcmul(blend, to_prior, distance - to_prior)  # p d (d - p d) is p (1 - p) d^2
     return Moments(observed.mean + to_prior, var, observed.size)
 
@@ -228,12 +229,13 @@ class Correction:
             return *of_posterior[:2], None, None, None
         is_kept = _accepts(self.gate, self.ratio_limit, self.eps, self.num_values, observed.var, prior_var)
         of_mean, of_var = (torch.where(is_kept, each, 0) for each in of_posterior[:2])
-        distance = prior_mean - observed.mean
+        distance = torch.where(is_kept, prior_mean - observed.mean, 0)
         of_prior_mean = prior_weight * torch.addcmul(of_mean, of_var, distance * (1 - prior_weight), value=2)
         of_prior_var = prior_weight * of_var
         of_weight = None
         if prior_weight.requires_grad:
-            by_weight = prior_var - observed.var + (1 - 2 * prior_weight) * distance.square()
+            wider = torch.where(is_kept, prior_var - observed.var, 0)
+            by_weight = wider + (1 - 2 * prior_weight) * distance.square()
             of_weight = (of_mean * distance + of_var * by_weight).sum().view(prior_weight.shape)
         return (
             of_posterior.mean - of_prior_mean,

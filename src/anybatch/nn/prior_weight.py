@@ -73,4 +73,4 @@ def adaptive_prior_weight(gain_moments: Tensor, start: float) -> Tensor:
     """
     noise, distance = gain_moments[:1], gain_moments[1:]
     weight = noise / distance.clamp_min(torch.finfo(distance.dtype).tiny)
-    return torch.where(distance > 0, weight.clamp(0, 1), torch.full_like(weight, start))
+    return torch.where(noise + distance > 0, weight.clamp(0, 1), torch.full_like(weight, start))
