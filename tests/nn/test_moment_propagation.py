@@ -162,18 +162,35 @@ def test_derivatives_of_a_convolution_agree_with_finite_differences(memory_forma
     assert torch.autograd.gradgradcheck(moments, inputs)
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 6]), st.booleans())
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.sampled_from([1, 2, 3, 6]), st.booleans())
 def test_one_row_is_what_it_is_among_many(num_rows, num_channels, num_outputs, kernel, is_channels_last):
     torch.manual_seed(0)
     weight = torch.randn(num_outputs, num_channels, kernel, kernel, dtype=torch.float64)
     weight = weight.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
     mean, var = (torch.rand(num_rows, num_channels, dtype=torch.float64) for _ in range(2))
+    leaves = [each.requires_grad_() for each in (mean, var, weight)]
     root = torch.rand(kernel**2, kernel**2)
     taps = Taps(tuple(torch.rand(kernel**2).tolist()), tuple(map(tuple, (root @ root.T).tolist())))
     together = tap_moments(mean, var, weight, taps, 1)
-    alone = [tap_moments(*row, weight, taps, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
-    for left, right in zip(together, (torch.cat(each) for each in zip(*alone, strict=True)), strict=True):
+    rows = [tap_moments(*row, weight, taps, 1) for row in zip(mean.split(1), var.split(1), strict=True)]
+    alone = [torch.cat(each) for each in zip(*rows, strict=True)]
+    for left, right in zip(together, alone, strict=True):
         check_close(left, right)
+    losses = (sum(each.sin().sum() for each in moments) for moments in (together, alone))
+    for left, right in zip(*(torch.autograd.grad(loss, leaves) for loss in losses), strict=True):
+        check_close(left, right)
+
+
+def test_what_is_kept_for_the_way_back_is_small_beside_the_weights():
+    def kept(weight):
+        sizes = []
+        taps = Taps((1.0,) * weight[0, 0].numel())
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: sizes.append(each.numel()), lambda each: None):
+            tap_moments(torch.rand(1, 64), torch.rand(1, 64), weight.requires_grad_(), taps, 1)
+        return sum(sizes) - weight.numel()
+
+    assert kept(torch.rand(256, 64)) < 0.02 * 256 * 64
+    assert kept(torch.rand(256, 64, 3, 3)) < 0.2 * 256 * 64 * 9
 
 
 @pytest.mark.parametrize("num_splits", [1, 2])

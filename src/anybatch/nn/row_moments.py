@@ -31,7 +31,8 @@ class _RowMoments(EagerFunction):
     """The moments, and what the way back needs of the way there.
 
     That is the taps' fractions, half the gradient of the variance over positions by what each tap adds to the mean,
-    (O, K), the means at the taps, (K, R), and squares, sum over k of f_k w_ock^2, (O, C).
+    (O, K), the means at the taps, (K, R), and the squares of `_Rows.squares`, (O, C), where there are several taps: of
+    a single one they would be as large as the weights, and are taken again.
     """
 
     @staticmethod
@@ -40,17 +41,16 @@ class _RowMoments(EagerFunction):
         rows = _Rows(weight, fractions)
         at_taps = rows.at_taps(mean)
         to_taps = at_taps.T
-        by_tap = mean.new_empty(rows.num_rows, len(fractions))
-        squares = mean.new_empty(weight.shape[:2])
-        for weights, memory, of_by_tap, of_squares in rows.chunks(by_tap, squares):
+        by_tap, within = mean.new_empty(len(weight), len(fractions)), mean.new_empty(len(weight))
+        squares = None if len(fractions) == 1 else mean.new_empty(weight.shape[:2])
+        for weights, memory, of_by_tap, of_within, of_squares in rows.chunks(by_tap, within, squares):
             torch.mm(weights, to_taps, out=of_by_tap)  # as it is, autocast or not
-            rows.sum_taps(torch.mul(weights, weights, out=memory), of_squares)
-        within = torch.mv(squares, var[0], out=mean.new_empty(rows.num_rows))
+            torch.mv(rows.squares(weights, memory, of_squares), var[0], out=of_within)
         by_position = None if covariance is None else torch.mm(by_tap, covariance, out=torch.empty_like(by_tap))
         if by_position is not None:
             within.add_((by_position * by_tap).sum(1).clamp_min_(0))
-        mean = torch.mv(by_tap, fractions, out=torch.empty_like(within))
-        return mean[None], within[None], fractions.clone(), by_position, at_taps, squares
+        overall = torch.mv(by_tap, fractions, out=torch.empty_like(within))
+        return overall[None], within[None], fractions.clone(), by_position, at_taps, squares
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -73,7 +73,7 @@ def _gradients(
     fractions: Tensor,
     by_position: Tensor | None,
     at_taps: Tensor,
-    squares: Tensor,
+    squares: Tensor | None,
     of_mean: Tensor,
     of_var: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,12 +86,15 @@ def _gradients(
     of_weight = torch.empty_like(weight)  # no view, or it is copied when gradients are added
     spread = rows.spread(2 * var)
     of_at_taps = torch.zeros_like(at_taps)
+    to_var = torch.zeros_like(var) if squares is None else torch.mm(of_var, squares, out=torch.empty_like(var))
     for weights, memory, of_rows, of_taps, of_column in rows.chunks(rows.as_they_lie(of_weight), of_by_tap, column):
+        if squares is None:
+            torch.addmm(to_var, of_column.T, rows.squares(weights, memory), out=to_var)
         torch.addmm(of_at_taps, of_taps.T, weights, out=of_at_taps)
         torch.mm(of_taps, at_taps, out=of_rows)
         of_rows.addcmul_(torch.mul(weights, spread, out=memory), of_column)
     to_mean = rows.as_taps(of_at_taps).diagonal(0, 0, 2).sum(1)
-    return to_mean[None], torch.mm(of_var, squares, out=torch.empty_like(var)), of_weight
+    return to_mean[None], to_var, of_weight
 
 
 def is_channels_last(weight: Tensor) -> bool:
@@ -105,13 +108,9 @@ class _Rows:
     Args:
         weight: (O, C, *).
         fractions: (K,), of its taps.
-
-    Attributes:
-        num_rows: O.
     """
 
     def __init__(self, weight: Tensor, fractions: Tensor) -> None:
-        self.num_rows = weight.shape[0]
         self._fractions = fractions
         self._shape = (weight.shape[1], fractions.shape[0])
         self._is_channels_last = is_channels_last(weight)
@@ -137,16 +136,21 @@ class _Rows:
         """Return (R,), f_k var_c."""
         return self.as_they_lie((var.T * self._fractions)[None])[0]
 
-    def sum_taps(self, rows: Tensor, out: Tensor) -> None:
-        """Write sums over the taps of rows, (B, R), times their fractions; `out` is (B, C)."""
-        torch.mv(self.as_taps(rows).flatten(0, 1), self._fractions, out=out.view(-1))
+    def squares(self, weights: Tensor, memory: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return sum over k of f_k w_ock^2 of a chunk, (B, C), in `out`, or, of a single tap, in its memory."""
+        squares = torch.mul(weights, weights, out=memory)
+        if out is None:
+            return squares.mul_(self._fractions)
+        # a copy of the chunk where the channels are last
+        torch.mv(self.as_taps(squares).flatten(0, 1), self._fractions, out=out.view(-1))
+        return out
 
-    def chunks(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the weights of a chunk of rows, memory for as many values, the same every time, and tensors' rows."""
-        num_values = self._weights.shape[1]
-        most = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self._weights.is_cpu else max(1, self.num_rows)
-        whole, rest = divmod(self.num_rows, most)
-        memory = self._weights.new_empty(min(most, self.num_rows), num_values)
-        memories = [memory] * whole + [memory[:rest]] * (rest > 0)
-        weights, *others = (each.split(most) for each in (self._weights, *tensors))
+    def chunks(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """Return the weights of each chunk of rows, memory for as many values, always the same, and tensors' rows."""
+        num_rows, num_values = self._weights.shape
+        most = max(1, _VALUES_OF_A_CHUNK // max(1, num_values)) if self._weights.is_cpu else max(1, num_rows)
+        memory = self._weights.new_empty(min(most, num_rows), num_values)
+        weights = self._weights.split(most)
+        memories = [memory] * (len(weights) - 1) + [memory[: len(weights[-1])]]
+        others = ([None] * len(weights) if each is None else each.split(most) for each in tensors)
         return zip(weights, memories, *others, strict=True)

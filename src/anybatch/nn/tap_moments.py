@@ -1,7 +1,7 @@
 """How do means and variances meet a convolution's weights in one pass over them, each way?
 
-The weights of a network outweigh its moments by far. They are taken in chunks that stay in the cache, and neither
-their squares nor a copy in another order is kept.
+The weights of a network outweigh its moments by far. They are taken in chunks that stay in the cache. Of their squares
+sums over taps are kept for the way back, and no copy in another order.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _gradients(
 
 def _chunks(taps: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the output channels, and the taps of each as (O, K, C) in a row."""
-    size = max(1, _VALUES_OF_A_CHUNK // max(1, taps[0].numel()))
+    size = max(1, _VALUES_OF_A_CHUNK // max(1, taps.shape[1:].numel()))
     for start in range(0, len(taps), size):
         rows = slice(start, start + size)
         yield rows, taps[rows].transpose(1, 2).contiguous()
