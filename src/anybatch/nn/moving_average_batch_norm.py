@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from anybatch.errors import InputError
 from anybatch.nn.buffer_reads import read_buffer
-from anybatch.nn.eager_function import EagerFunction
 from anybatch.nn.layer_settings import check_eps, is_number
 from anybatch.nn.micro_batch_parts import check_input, check_micro_batch_size, check_momentum, count_parts
 from anybatch.nn.moments import wide_dtype
@@ -215,7 +214,7 @@ def _means_of_parts(values: Tensor, num_parts: int) -> Tensor:
     return values.unflatten(0, (num_parts, -1)).mean((1, *range(3, values.dim() + 1)))
 
 
-class _Stabilized(EagerFunction):
+class _Stabilized(torch.autograd.Function):
     """r z, with a gradient whose mean of gradient times output comes from the last micro-batches."""
 
     @staticmethod
