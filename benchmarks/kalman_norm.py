@@ -2,7 +2,7 @@
 
 A training step (forward and backward, fixed random upstream gradient) and an evaluation of torchvision's ResNet-18 with
 the stem of CIFAR, one thread: on 32 images in micro-batches of 2, where the layer has its bar, and on a real batch of
-2, to which the prior adds as much work as to any other. Batch norm and each way are timed in turn, by processor time
+2, where work per weight and per layer weighs most. Batch norm and each way are timed in turn, by processor time
 and in random order, so that other work on the machine meets both alike; a figure is the best of three medians. Peak
 memory of a training step is beside it: what the step holds at most, as the allocator of the CPU reports it to the
 profiler.

@@ -198,7 +198,7 @@ def test_a_prior_of_a_wider_type_widens_the_moments_alone():
     assert x.grad.isfinite().all()
 
 
-def test_a_prior_that_is_always_right_has_all_the_weight_and_rounding_takes_it_not_away():
+def test_a_prior_that_is_always_right_keeps_all_the_weight_despite_rounding():
     weights = [
         adaptive_prior_weight(torch.tensor([0.01, distance]), start=0.5).item() for distance in (0.0, 1e-33, 1e-4)
     ]

@@ -193,7 +193,7 @@ class Correction:
             observed: (S, C).
             posterior: (S, C), as the rule returned them.
             tensors: weight, bias, prior mean and variance, (S, C), and prior weight, one number. A prior of (1, C) gets
-                gradients of (S, C), which autograd sums.
+                gradients of (S, C); the layers expand it before.
             grads: of scale and shift, (S, C), and of posterior mean and variance, or None.
 
         Returns:
