@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 import torchvision
-from shared.turns import seconds_of
+from shared.turns import medians_of, seconds_of
 from torch import Tensor, nn
 
 from anybatch.nn import convert
 
+KINDS = ("training_s", "evaluation_s", "peak_mib")
 WAYS: dict[str, dict[str, Any] | None] = {
     "batch": None,
     "kalman": {},
@@ -48,34 +49,38 @@ def main() -> None:
     figures = {batch_size: measure(batch_size, num_rounds) for batch_size in batch_sizes}
     for batch_size, of_size in figures.items():
         for name, figure in of_size.items():
-            ratios = {kind: figure[kind] / of_size["batch"][kind] for kind in figure}
+            ratios = {
+                kind: figure[kind] / of_size["batch"][kind] for kind in ("training_s", "evaluation_s", "peak_mib")
+            }
             texts = [f"{kind} {figure[kind]:.3g} ({ratio:.3f})" for kind, ratio in ratios.items()]
-            print(f"{batch_size:>2} images, {name}:", ", ".join(texts))
+            spread = f"training by median {min(figure['training_ratios']):.3f} to {max(figure['training_ratios']):.3f}"
+            print(f"{batch_size:>2} images, {name}:", ", ".join((*texts, spread)))
     if arguments.json:
         about = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(), "threads": 1}
-        report = {
-            "environment": about,
-            "micro_batch_size": 2,
-            "results": {str(size): figures[size] for size in figures},
-        }
+        report = {"environment": about, "micro_batch_size": 2, "results": figures}
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(batch_size: int, num_rounds: int) -> dict[str, dict[str, float]]:
-    """Return seconds of a training step and of an evaluation, and mebibytes at the peak of a step."""
+def measure(batch_size: int, num_rounds: int) -> dict[str, dict[str, Any]]:
+    """Return seconds of a training step and of an evaluation, mebibytes at the peak of a step, and ratios by median."""
     torch.manual_seed(0)
     images, grad = torch.randn(batch_size, 3, 32, 32), torch.randn(batch_size, 10)
     networks = {name: network(options, images) for name, options in WAYS.items()}
     steps = {name: _training_step(model, images, grad) for name, model in networks.items()}
     peaks = {name: peak_mebibytes(step) for name, step in steps.items()}
-    in_training = seconds_of(steps, num_rounds)
+    in_training = medians_of(steps, num_rounds)
     for model in networks.values():
         model.eval()
     in_evaluation = seconds_of({name: _evaluation(model, images) for name, model in networks.items()}, num_rounds)
     return {
-        name: {"training_s": in_training[name], "evaluation_s": in_evaluation[name], "peak_mib": peaks[name]}
-        for name in WAYS
+        name: {
+            "training_s": min(seconds),
+            "evaluation_s": in_evaluation[name],
+            "peak_mib": peaks[name],
+            "training_ratios": [own / batch for own, batch in zip(seconds, in_training["batch"], strict=True)],
+        }
+        for name, seconds in in_training.items()
     }
 
 

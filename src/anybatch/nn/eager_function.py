@@ -11,8 +11,8 @@ import torch
 class EagerFunction(torch.autograd.Function):
     """An autograd function whose `forward` has its signature at hand.
 
-    `apply` binds its arguments by the signature of `forward` where there is a `setup_context`. Reading it takes 10 us,
-    and several times that where other work has filled the caches, which on small tensors is more than the work itself.
+    `apply` binds its arguments by the signature of `forward` where there is a `setup_context`; reading that takes as
+    long as an operation on a small tensor.
     """
 
     def __init_subclass__(cls) -> None:

@@ -1,7 +1,7 @@
 """How do means and variances meet a convolution's weights in one pass over them, each way?
 
 The weights of a network outweigh its moments by far. They are taken in chunks that stay in the cache. Of their squares
-sums over taps are kept for the way back, and no copy in another order.
+at most sums over taps are kept for the way back, and no copy in another order.
 """
 
 from __future__ import annotations
